@@ -1,0 +1,1 @@
+//! Sessions, QoS 1/2 messages and routes of an MQTT broker in Redis. No BEAM type is named here.

@@ -1,0 +1,1 @@
+//! The NIF library `emqx_redis_nif`.

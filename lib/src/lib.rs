@@ -20,6 +20,7 @@ mod outcome;
 mod queue;
 pub mod request;
 pub mod resp;
+pub mod route_scripts;
 pub mod router;
 pub mod scripts;
 pub mod server;

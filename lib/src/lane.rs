@@ -7,7 +7,7 @@
 mod flight;
 mod wire;
 
-use std::future::poll_fn;
+use std::future::{poll_fn, Future};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll};
@@ -216,7 +216,7 @@ impl Lane {
 
     /// Awaits `future` without a connection; requests wait, fail or are cancelled meanwhile.
     /// `None`: the lane was stopped.
-    async fn serve_while<T>(&mut self, future: impl std::future::Future<Output = T>) -> Option<T> {
+    async fn serve_while<T>(&mut self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = std::pin::pin!(future);
         poll_fn(|task| loop {
             if let Poll::Ready(value) = future.as_mut().poll(task) {

@@ -10,7 +10,7 @@ use super::wire::Wire;
 use crate::context::Context;
 use crate::error::{Error, Why};
 use crate::internal::{Heartbeat, LoadScripts, Repair};
-use crate::metrics::{Counter, OperationKind};
+use crate::metrics::Counter;
 use crate::request::{Answer, Operation, Request, Responder, Step};
 use crate::resp::{Commands, Frame};
 
@@ -342,7 +342,7 @@ impl Flight {
         let mut over = Vec::new();
         for list in [&mut self.pending, &mut self.parked] {
             if list.iter().any(|entry| entry.request.is_answered()) {
-                let (answered, rest): (Vec<_>, VecDeque<_>) = std::mem::take(list)
+                let (answered, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(list)
                     .into_iter()
                     .partition(|entry| entry.request.is_answered());
                 *list = rest;

@@ -7,7 +7,7 @@
 use super::build::{self, New};
 use super::error::DecodeError;
 use super::external::External;
-use super::view;
+use super::view::{self, AtomBuffer};
 use super::writer::Writer;
 use rustler::{Env, Term};
 use std::borrow::Cow;
@@ -39,15 +39,13 @@ pub(super) fn take_from_budget() -> Result<(), DecodeError> {
 /// Writes an atom as a string. `None` if the VM does not tell its name.
 #[inline(never)]
 pub(super) fn write_atom(out: &mut Writer, atom: Term<'_>) -> Option<()> {
-    let mut buffer = [0; 256];
+    let mut buffer = AtomBuffer::uninit();
     match view::atom_latin1(atom, &mut buffer) {
-        Some(len) => match &buffer[..len] {
-            name if name.is_ascii() => out.str(name),
-            name => {
-                let name: String = name.iter().map(|&byte| char::from(byte)).collect();
-                out.str(name.as_bytes());
-            }
-        },
+        Some(name) if name.is_ascii() => out.str(name),
+        Some(name) => {
+            let name: String = name.iter().map(|&byte| char::from(byte)).collect();
+            out.str(name.as_bytes());
+        }
         None => match External::parse(&view::external(atom)?)? {
             External::Atom(name) => out.str(name.as_bytes()),
             _ => return None,

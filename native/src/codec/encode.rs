@@ -31,7 +31,7 @@ pub(crate) fn encode(term: Term<'_>, budget: usize) -> Result<Vec<u8>, EncodeErr
     let budget = budget.min(MAX_BYTES);
     let on_scheduler = budget <= SCHEDULER_BUDGET;
     let mut encoder = Encoder {
-        out: Writer::with_capacity(budget.min(512)),
+        out: Writer::with_capacity(budget.min(1024)),
         budget,
         elements_left: if on_scheduler {
             (budget / BYTES_PER_ELEMENT).max(1)

@@ -239,21 +239,26 @@ impl Drop for MapPairs<'_> {
     }
 }
 
-/// The name of an atom in Latin-1, with a NUL after it, and its length without it. `None` for an
-/// atom that has other characters too.
+/// Room for the name of an atom in Latin-1, and the NUL that the VM writes after it.
+pub(super) type AtomBuffer = MaybeUninit<[u8; 256]>;
+
+/// The name of an atom in Latin-1. `None` for an atom that has other characters too.
 #[inline]
-pub(super) fn atom_latin1(term: Term<'_>, buffer: &mut [u8; 256]) -> Option<usize> {
-    // SAFETY: the term belongs to its environment, and the VM writes no more than the length says.
-    let written = unsafe {
-        sys::enif_get_atom(
+pub(super) fn atom_latin1<'b>(term: Term<'_>, buffer: &'b mut AtomBuffer) -> Option<&'b [u8]> {
+    let name = buffer.as_mut_ptr().cast::<u8>();
+    // SAFETY: the term belongs to its environment. The VM writes no more bytes than there is room
+    // for, and says how many it has written.
+    unsafe {
+        let written = sys::enif_get_atom(
             term.get_env().as_c_arg(),
             term.as_c_arg(),
-            buffer.as_mut_ptr().cast::<c_char>(),
-            buffer.len() as c_uint,
+            name.cast::<c_char>(),
+            size_of::<AtomBuffer>() as c_uint,
             sys::ErlNifCharEncoding::ERL_NIF_LATIN1,
-        )
-    };
-    usize::try_from(written).ok()?.checked_sub(1)
+        );
+        let length = usize::try_from(written).ok()?.checked_sub(1)?;
+        Some(std::slice::from_raw_parts(name, length))
+    }
 }
 
 /// The term in the external term format. Takes time in proportion to the term.

@@ -1,9 +1,19 @@
 %% The functions of the NIF library, and nothing else.
 -module(emqx_redis_nif).
 
--export([encode/1, encode_dirty/1, decode/1, decode_dirty/1, new_atoms_left/0]).
+-export([
+    encode/1, encode_dirty/1, decode/1, decode_dirty/1, new_atoms_left/0,
+    start/4, reconfigure/1, validate/1, stop/0, join/0,
+    submit/3, submit_dirty/3, cancel/1,
+    status/0, config/0
+]).
 
--nifs([encode/1, encode_dirty/1, decode/1, decode_dirty/1, new_atoms_left/0]).
+-nifs([
+    encode/1, encode_dirty/1, decode/1, decode_dirty/1, new_atoms_left/0,
+    start/4, reconfigure/1, validate/1, stop/0, join/0,
+    submit/3, submit_dirty/3, cancel/1,
+    status/0, config/0
+]).
 
 -on_load(load/0).
 
@@ -42,6 +52,42 @@ decode_dirty(_Binary) -> erlang:nif_error(not_loaded).
 
 -spec new_atoms_left() -> non_neg_integer().
 new_atoms_left() -> erlang:nif_error(not_loaded).
+
+%%--------------------------------------------------------------------
+%% The engine; `native/src/nif.rs' documents each
+%%--------------------------------------------------------------------
+
+-spec start(pid(), pid(), binary(), emqx_redis_server:source()) -> ok | {error, term()}.
+start(_Owner, _Logger, _Node, _Source) -> erlang:nif_error(not_loaded).
+
+-spec reconfigure(emqx_redis_server:source()) -> ok | {error, term()}.
+reconfigure(_Source) -> erlang:nif_error(not_loaded).
+
+-spec validate(emqx_redis_server:source()) -> {ok, map()} | {error, term()}.
+validate(_Source) -> erlang:nif_error(not_loaded).
+
+-spec stop() -> ok.
+stop() -> erlang:nif_error(not_loaded).
+
+-spec join() -> ok.
+join() -> erlang:nif_error(not_loaded).
+
+-spec submit(reference(), timeout() | undefined, emqx_redis_request:operation()) ->
+    non_neg_integer() | over_budget | {error, term()}.
+submit(_Ref, _Timeout, _Operation) -> erlang:nif_error(not_loaded).
+
+-spec submit_dirty(reference(), timeout() | undefined, emqx_redis_request:operation()) ->
+    non_neg_integer() | over_budget | {error, term()}.
+submit_dirty(_Ref, _Timeout, _Operation) -> erlang:nif_error(not_loaded).
+
+-spec cancel(non_neg_integer()) -> ok.
+cancel(_Number) -> erlang:nif_error(not_loaded).
+
+-spec status() -> map() | stopped.
+status() -> erlang:nif_error(not_loaded).
+
+-spec config() -> map() | stopped.
+config() -> erlang:nif_error(not_loaded).
 
 %%--------------------------------------------------------------------
 %% Loading

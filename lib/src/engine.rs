@@ -122,6 +122,10 @@ impl Engine {
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            // Threads beside the engine's own resolve names and build large answers.
+            .max_blocking_threads(2)
+            .thread_keep_alive(Duration::from_secs(1))
+            .thread_name("emqx_redis_aux")
             .build()?;
         let shared = engine.clone();
         let main = async move {
@@ -247,6 +251,11 @@ impl Engine {
     /// The shared context.
     pub fn context(&self) -> &Context {
         &self.context
+    }
+
+    /// The deadline of a request that sets none of its own.
+    pub fn request_timeout(&self) -> Duration {
+        lock(&self.config).redis.request_timeout
     }
 
     /// What is in flight.

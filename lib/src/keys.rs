@@ -249,8 +249,18 @@ mod tests {
         ]
         .prop_map(|piece: &str| piece.as_bytes().to_vec());
         let raw = any::<u8>().prop_map(|byte| vec![byte]);
-        prop::collection::vec(prop_oneof![9 => piece, 1 => raw], 0..5)
-            .prop_map(|pieces| pieces.concat())
+        // So few and so short that two of them are often nearly the same.
+        let near_miss =
+            prop::collection::vec(prop::sample::select(vec![":", "%", "3A", "a"]), 0..4)
+                .prop_map(|pieces| pieces.concat().into_bytes());
+        let names = prop::sample::select(vec!["wildcards", "%77ildcards", "%2577ildcards"])
+            .prop_map(|name: &str| name.as_bytes().to_vec());
+        prop_oneof![
+            4 => prop::collection::vec(prop_oneof![9 => piece, 1 => raw], 0..5)
+                .prop_map(|pieces| pieces.concat()),
+            4 => near_miss,
+            1 => names,
+        ]
     }
 
     fn item() -> impl Strategy<Value = Item> {

@@ -34,6 +34,25 @@ pub enum TopicError {
     ShareNested,
 }
 
+impl TopicError {
+    /// The reason as the Erlang side names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            TopicError::Empty => "empty",
+            TopicError::TooLong => "too_long",
+            TopicError::NotUtf8 => "not_utf8",
+            TopicError::NullCharacter => "null_character",
+            TopicError::WildcardInName => "wildcard_in_name",
+            TopicError::MultiLevelWildcard => "multi_level_wildcard",
+            TopicError::SingleLevelWildcard => "single_level_wildcard",
+            TopicError::ShareGroupEmpty => "share_group_empty",
+            TopicError::ShareGroupWildcard => "share_group_wildcard",
+            TopicError::ShareFilterMissing => "share_filter_missing",
+            TopicError::ShareNested => "share_nested",
+        }
+    }
+}
+
 impl fmt::Display for TopicError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -55,7 +55,7 @@ pub(super) fn write_atom(out: &mut Writer, atom: Term<'_>) -> Option<()> {
 }
 
 /// The atom of that name, which must be UTF-8.
-pub(super) fn make_atom<'a>(env: Env<'a>, name: &[u8]) -> Result<Term<'a>, DecodeError> {
+pub(crate) fn make_atom<'a>(env: Env<'a>, name: &[u8]) -> Result<Term<'a>, DecodeError> {
     if name.is_ascii() {
         if name.len() > MAX_CHARACTERS {
             return Err(DecodeError::AtomTooLong);

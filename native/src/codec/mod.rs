@@ -36,10 +36,10 @@ mod reader;
 mod view;
 mod writer;
 
-pub(crate) use self::atoms::atoms_left;
+pub(crate) use self::atoms::{atoms_left, make_atom};
 pub(crate) use self::decode::decode;
 pub(crate) use self::encode::encode;
-pub(crate) use self::error::EncodeError;
+pub(crate) use self::error::{DecodeError, EncodeError};
 
 const EXT_TUPLE: i8 = 1;
 const EXT_BIGNUM: i8 = 2;

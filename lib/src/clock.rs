@@ -47,7 +47,10 @@ impl Clock {
         let uncertainty = received.saturating_duration_since(sent) / 2;
         let middle = (sent + uncertainty).saturating_duration_since(self.start);
         let offset = server_micros - middle.as_micros() as i64;
-        let mut best = self.best.lock().unwrap_or_else(|broken| broken.into_inner());
+        let mut best = self
+            .best
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
         let better = best.is_none_or(|known| {
             let age = received.saturating_duration_since(known.taken);
             let known_now = known.uncertainty + DRIFT_PER_SECOND.mul_f64(age.as_secs_f64());
@@ -65,7 +68,10 @@ impl Clock {
 
     /// Another server may have another clock: forget how good the last measurement was.
     pub fn distrust(&self) {
-        *self.best.lock().unwrap_or_else(|broken| broken.into_inner()) = None;
+        *self
+            .best
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner()) = None;
     }
 
     /// Microseconds since 1970 on the server's clock; never less than before.
@@ -86,7 +92,10 @@ mod tests {
         let ms = Duration::from_millis(1);
         clock.measure(5_000_000_000, t0, t0 + 2 * ms);
         let first = clock.now_micros();
-        assert!((5_000_000_000 - 2_000..5_001_000_000).contains(&first), "{first}");
+        assert!(
+            (5_000_000_000 - 2_000..5_001_000_000).contains(&first),
+            "{first}"
+        );
         // A vague answer that does not contradict the known one is left aside.
         clock.measure(5_000_300_000, t0, t0 + 1000 * ms);
         assert!(clock.now_micros() - first < 200_000);

@@ -78,15 +78,21 @@ impl Query {
 }
 
 fn name(command: &Command) -> Vec<u8> {
-    command.first().map_or(Vec::new(), |name| name.to_ascii_uppercase())
+    command
+        .first()
+        .map_or(Vec::new(), |name| name.to_ascii_uppercase())
 }
 
 fn allowed(command: &Command) -> Result<(), Error> {
     let name = name(command);
-    let second = command.get(1).map_or(Vec::new(), |word| word.to_ascii_uppercase());
+    let second = command
+        .get(1)
+        .map_or(Vec::new(), |word| word.to_ascii_uppercase());
     // CLIENT REPLY would swallow replies, CLIENT PAUSE stops every client, XREAD BLOCK waits.
     let blocks = matches!(&name[..], b"XREAD" | b"XREADGROUP")
-        && command.iter().any(|word| word.eq_ignore_ascii_case(b"BLOCK"));
+        && command
+            .iter()
+            .any(|word| word.eq_ignore_ascii_case(b"BLOCK"));
     let silences = name == b"CLIENT" && matches!(&second[..], b"REPLY" | b"TRACKING" | b"NO-TOUCH");
     if name.is_empty() || NOT_ALLOWED.contains(&&name[..]) || blocks || silences {
         let name = String::from_utf8_lossy(&name).into_owned();
@@ -143,8 +149,18 @@ mod tests {
 
     #[test]
     fn what_would_hurt_others_on_the_connection_is_refused() {
-        for words in ["", "select 1", "BLPOP a 0", "XREAD BLOCK 0 STREAMS a $", "client reply off", "MULTI"] {
-            assert!(matches!(Query::one(command(words)), Err(Error::NotAllowed(_))), "{words}");
+        for words in [
+            "",
+            "select 1",
+            "BLPOP a 0",
+            "XREAD BLOCK 0 STREAMS a $",
+            "client reply off",
+            "MULTI",
+        ] {
+            assert!(
+                matches!(Query::one(command(words)), Err(Error::NotAllowed(_))),
+                "{words}"
+            );
         }
         assert!(Query::one(command("GET select")).is_ok());
         let pipeline = |all: &[&str]| Query::pipeline(all.iter().map(|it| command(it)).collect());

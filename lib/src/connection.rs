@@ -212,7 +212,13 @@ impl Setup {
                 let bytes = self.input.split_to(length).freeze();
                 return Frame::parse(&bytes, &mut 0).map_err(|bad| Why::Protocol(bad.0.into()));
             }
-            if self.stream.read_buf(&mut self.input).await.map_err(io_why)? == 0 {
+            if self
+                .stream
+                .read_buf(&mut self.input)
+                .await
+                .map_err(io_why)?
+                == 0
+            {
                 return Err(Why::Closed);
             }
         }
@@ -257,11 +263,26 @@ mod tests {
     #[test]
     fn error_replies_are_told_apart() {
         let why = |text: &'static str| ok(&Frame::Error(Bytes::from_static(text.as_bytes())));
-        assert!(matches!(why("NOAUTH Authentication required."), Err(Why::WrongPassword(_))));
-        assert!(matches!(why("ERR invalid password"), Err(Why::WrongPassword(_))));
+        assert!(matches!(
+            why("NOAUTH Authentication required."),
+            Err(Why::WrongPassword(_))
+        ));
+        assert!(matches!(
+            why("ERR invalid password"),
+            Err(Why::WrongPassword(_))
+        ));
         assert!(matches!(why("NOPERM no"), Err(Why::NoPermission(_))));
-        assert_eq!(why("LOADING Redis is loading the dataset in memory"), Err(Why::Loading));
-        assert_eq!(why("ERR max number of clients reached"), Err(Why::TooManyClients));
-        assert!(matches!(why("ERR DB index is out of range"), Err(Why::Server(_))));
+        assert_eq!(
+            why("LOADING Redis is loading the dataset in memory"),
+            Err(Why::Loading)
+        );
+        assert_eq!(
+            why("ERR max number of clients reached"),
+            Err(Why::TooManyClients)
+        );
+        assert!(matches!(
+            why("ERR DB index is out of range"),
+            Err(Why::Server(_))
+        ));
     }
 }

@@ -52,8 +52,8 @@ impl Load {
     fn admit(&self, size: usize) -> bool {
         let requests = self.requests.fetch_add(1, Relaxed) + 1;
         let bytes = self.bytes.fetch_add(size, Relaxed) + size;
-        let fits = requests <= self.max_requests.load(Relaxed)
-            && bytes <= self.max_bytes.load(Relaxed);
+        let fits =
+            requests <= self.max_requests.load(Relaxed) && bytes <= self.max_bytes.load(Relaxed);
         if !fits {
             self.release(size);
         }
@@ -109,7 +109,10 @@ impl Engine {
             roles.push(Role::Query);
         }
         let queues: Vec<_> = roles.iter().map(|_| Arc::new(Queue::new())).collect();
-        let lanes: Vec<_> = roles.iter().map(|role| Arc::new(Mutex::new(idle(*role)))).collect();
+        let lanes: Vec<_> = roles
+            .iter()
+            .map(|role| Arc::new(Mutex::new(idle(*role))))
+            .collect();
         let engine = Arc::new(Engine {
             load: Arc::new(Load::new(&config)),
             config: Mutex::new(config.clone()),
@@ -131,9 +134,7 @@ impl Engine {
         let main = async move {
             let mut tasks = JoinSet::new();
             for ((role, queue), status) in roles.into_iter().zip(queues).zip(lanes) {
-                tasks.spawn(
-                    Lane::new(role, queue, context.clone(), config.clone(), status).run(),
-                );
+                tasks.spawn(Lane::new(role, queue, context.clone(), config.clone(), status).run());
             }
             let mut helpers = JoinSet::new();
             helpers.spawn(background);

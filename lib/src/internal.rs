@@ -125,7 +125,9 @@ impl Operation for Repair {
         match replies.first() {
             Some(reply) if scripts::is_unknown(reply) => return Step::LoadScripts,
             Some(Frame::Array(moved)) => {
-                context.metrics.add(Counter::Quarantined, moved.len() as u64);
+                context
+                    .metrics
+                    .add(Counter::Quarantined, moved.len() as u64);
                 for key in moved {
                     if let Frame::Bulk(key) = key {
                         tracing::warn!(key = %key.escape_ascii(), "a foreign value stood at this key; it was moved to `foreign:…` for a week");

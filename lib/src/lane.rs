@@ -141,7 +141,11 @@ impl Lane {
                     self.lost(why);
                     let jittered = pause.mul_f64(0.5 + self.random());
                     pause = (pause * 2).min(LONGEST_PAUSE);
-                    if self.serve_while(tokio::time::sleep(jittered)).await.is_none() {
+                    if self
+                        .serve_while(tokio::time::sleep(jittered))
+                        .await
+                        .is_none()
+                    {
                         break;
                     }
                 }
@@ -205,7 +209,10 @@ impl Lane {
             }
             busy |= self.poll_timer(task);
             let now = Instant::now();
-            if self.flight.is_hung(now, wire.last_read(), HUNG_AFTER, self.role == Role::Query) {
+            if self
+                .flight
+                .is_hung(now, wire.last_read(), HUNG_AFTER, self.role == Role::Query)
+            {
                 return Poll::Ready(End::Broken(Why::Hung));
             }
             if !busy {
@@ -309,7 +316,8 @@ impl Lane {
 
     fn note_report(&mut self, report: ServerReport) {
         let warnings = report.warnings(&self.config.persistence);
-        let known = self.with_status(|status| std::mem::replace(&mut status.report, report.clone()));
+        let known =
+            self.with_status(|status| std::mem::replace(&mut status.report, report.clone()));
         if self.role == Role::Data && known != report {
             for warning in warnings {
                 tracing::warn!("{warning}");
@@ -332,7 +340,12 @@ impl Lane {
     }
 
     fn with_status<T>(&self, look: impl FnOnce(&mut LaneStatus) -> T) -> T {
-        look(&mut self.status.lock().unwrap_or_else(|broken| broken.into_inner()))
+        look(
+            &mut self
+                .status
+                .lock()
+                .unwrap_or_else(|broken| broken.into_inner()),
+        )
     }
 
     /// A number from 0 to 1, for jitter alone (xorshift).

@@ -4,6 +4,7 @@
 //! connection ([`lane`]) takes it up, has its [`request::Operation`] write commands, and has the
 //! operation read the replies; the [`request::Responder`] delivers the one answer.
 
+pub mod clock;
 pub mod command;
 pub mod config;
 pub mod connection;
@@ -27,4 +28,3 @@ pub mod server;
 pub mod session;
 mod sweeper;
 pub mod topic;
-pub mod clock;

@@ -32,7 +32,10 @@ impl Sequencer {
     /// come after it.
     pub fn next(&self, client: u64, millis: i64) -> u32 {
         let key = (client ^ (millis as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
-        let mut slots = self.slots.lock().unwrap_or_else(|broken| broken.into_inner());
+        let mut slots = self
+            .slots
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
         let slot = &mut slots[(key >> 1) as usize % SLOTS];
         *slot = match *slot {
             (known, place) if known == key => (key, (place + 1).min(PLACES - 1)),

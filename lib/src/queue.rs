@@ -51,7 +51,9 @@ impl Queue {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.inner
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 
     /// Leaves a request; `admit` sees the id it gets. A request that is refused is given back.

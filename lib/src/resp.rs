@@ -56,8 +56,7 @@ impl<'a> Commands<'a> {
     fn header(&mut self, kind: u8, length: usize) -> &mut Self {
         let mut buffer = itoa::Buffer::new();
         self.out.push(kind);
-        self.out
-            .extend_from_slice(buffer.format(length).as_bytes());
+        self.out.extend_from_slice(buffer.format(length).as_bytes());
         self.out.extend_from_slice(b"\r\n");
         self
     }
@@ -325,8 +324,18 @@ mod tests {
 
     #[test]
     fn hostile_lengths_are_refused() {
-        for wire in ["$99999999999\r\n", "*-2\r\n", "$x\r\n", "?\r\n", "\r\n", "+a\n"] {
-            assert!(Scanner::default().scan(wire.as_bytes()).is_err(), "{wire:?}");
+        for wire in [
+            "$99999999999\r\n",
+            "*-2\r\n",
+            "$x\r\n",
+            "?\r\n",
+            "\r\n",
+            "+a\n",
+        ] {
+            assert!(
+                Scanner::default().scan(wire.as_bytes()).is_err(),
+                "{wire:?}"
+            );
         }
         let deep = "*1\r\n".repeat(MAX_DEPTH + 1);
         assert!(Scanner::default().scan(deep.as_bytes()).is_err());

@@ -89,5 +89,7 @@ pub fn call<'c, 'a>(
 
 /// Whether the reply says that the server does not know the script.
 pub fn is_unknown(reply: &Frame) -> bool {
-    reply.error().is_some_and(|text| text.starts_with(b"NOSCRIPT"))
+    reply
+        .error()
+        .is_some_and(|text| text.starts_with(b"NOSCRIPT"))
 }

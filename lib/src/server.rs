@@ -32,7 +32,9 @@ impl ServerReport {
             version: field("redis_version"),
             role: field("role"),
             maxmemory_policy: field("maxmemory_policy"),
-            maxmemory: field("maxmemory").and_then(|it| it.parse().ok()).unwrap_or(0),
+            maxmemory: field("maxmemory")
+                .and_then(|it| it.parse().ok())
+                .unwrap_or(0),
             aof_enabled: field("aof_enabled").map(|it| it == "1"),
             rdb_ok: field("rdb_last_bgsave_status").map(|it| it == "ok"),
         }
@@ -42,9 +44,14 @@ impl ServerReport {
     pub fn warnings(&self, expected: &Persistence) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(version) = &self.version {
-            let major = version.split('.').next().and_then(|it| it.parse::<u32>().ok());
+            let major = version
+                .split('.')
+                .next()
+                .and_then(|it| it.parse::<u32>().ok());
             if major.is_some_and(|major| major < 5) {
-                warnings.push(format!("Redis {version} is older than 5.0, the oldest that is supported"));
+                warnings.push(format!(
+                    "Redis {version} is older than 5.0, the oldest that is supported"
+                ));
             }
         }
         if let Some(policy) = &self.maxmemory_policy {
@@ -82,8 +89,17 @@ mod tests {
         assert_eq!(report.maxmemory, 100);
         let persistence = Config::default().persistence;
         let warnings = report.warnings(&persistence);
-        for word in ["4.0.9", "allkeys-lru", "append-only", "snapshot failed", "replica"] {
-            assert!(warnings.iter().any(|it| it.contains(word)), "{word}: {warnings:?}");
+        for word in [
+            "4.0.9",
+            "allkeys-lru",
+            "append-only",
+            "snapshot failed",
+            "replica",
+        ] {
+            assert!(
+                warnings.iter().any(|it| it.contains(word)),
+                "{word}: {warnings:?}"
+            );
         }
         assert!(ServerReport::default().warnings(&persistence).is_empty());
     }

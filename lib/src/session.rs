@@ -62,9 +62,7 @@ impl Operation for SaveSession {
         let now = context.clock.now_micros();
         let ttl = context.session_ttl(self.ttl);
         let out = scripts::call(context, commands, Script::SaveSession, &refs(&keys), 9);
-        out.arg(&self.client)
-            .arg(&self.data)
-            .int(now / 1_000_000);
+        out.arg(&self.client).arg(&self.data).int(now / 1_000_000);
         match ttl {
             Some(ttl) => out.int(now / 1_000_000 + ttl as i64),
             None => out.arg(b"infinity"),
@@ -181,8 +179,14 @@ impl Operation for ClaimSession {
 
     fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
         let keys = typed_keys(context, &self.client);
-        scripts::call(context, commands, Script::ClaimSession, &refs(&keys)[..2], 1)
-            .int(EPOCH_GRACE_MS);
+        scripts::call(
+            context,
+            commands,
+            Script::ClaimSession,
+            &refs(&keys)[..2],
+            1,
+        )
+        .int(EPOCH_GRACE_MS);
     }
 
     fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
@@ -247,10 +251,16 @@ impl Operation for ListSessions {
             context.keys.sessions_index(),
             context.keys.sessions_expiry(),
         );
-        scripts::call(context, commands, Script::ListSessions, &[&index, &expiry], 3)
-            .arg(&context.keys.session(b""))
-            .int(self.offset + self.found.len() as u64)
-            .int(self.step());
+        scripts::call(
+            context,
+            commands,
+            Script::ListSessions,
+            &[&index, &expiry],
+            3,
+        )
+        .arg(&context.keys.session(b""))
+        .int(self.offset + self.found.len() as u64)
+        .int(self.step());
     }
 
     fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {

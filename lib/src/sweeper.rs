@@ -115,7 +115,11 @@ pub(crate) async fn run(engine: Weak<Engine>) {
 async fn slice(engine: &Weak<Engine>, script: Script) -> Option<u64> {
     let (sender, receiver) = oneshot::channel();
     let deadline = Instant::now() + Duration::from_secs(5);
-    let request = Request::new(Box::new(Sweep { script }), deadline, Box::new(Reply(sender)));
+    let request = Request::new(
+        Box::new(Sweep { script }),
+        deadline,
+        Box::new(Reply(sender)),
+    );
     engine.upgrade()?.submit(request).ok()?;
     match receiver.await.ok()? {
         Ok(Answer::Count(seen)) => Some(seen),

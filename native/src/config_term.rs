@@ -64,7 +64,12 @@ fn decode_list(term: Term<'_>, depth: usize) -> Value {
         .collect();
     match text {
         Some(text) if !elements.is_empty() => Value::Str(text),
-        _ => Value::Array(elements.into_iter().map(|it| decode_at(it, depth + 1)).collect()),
+        _ => Value::Array(
+            elements
+                .into_iter()
+                .map(|it| decode_at(it, depth + 1))
+                .collect(),
+        ),
     }
 }
 
@@ -103,7 +108,10 @@ pub(crate) fn encode<'a>(env: Env<'a>, value: &Value) -> Term<'a> {
 
 /// `{error, {invalid_config, [#{kind, path, found, expected, file => .., line => ..}]}}`
 pub(crate) fn encode_errors<'a>(env: Env<'a>, errors: &[ConfigError]) -> Term<'a> {
-    let errors: Vec<Term<'a>> = errors.iter().map(|error| encode_config_error(env, error)).collect();
+    let errors: Vec<Term<'a>> = errors
+        .iter()
+        .map(|error| encode_config_error(env, error))
+        .collect();
     (atoms::error(), (atoms::invalid_config(), errors)).encode(env)
 }
 
@@ -134,8 +142,14 @@ pub(crate) fn encode_unchangeable<'a>(env: Env<'a>, path: &str) -> Term<'a> {
         env,
         &Value::Map(vec![
             ("path".into(), Value::Str(path.into())),
-            ("found".into(), Value::Str("another value than the running storage has".into())),
-            ("expected".into(), Value::Str("the same value, or a stop and a start".into())),
+            (
+                "found".into(),
+                Value::Str("another value than the running storage has".into()),
+            ),
+            (
+                "expected".into(),
+                Value::Str("the same value, or a stop and a start".into()),
+            ),
         ]),
     );
     let map = match (

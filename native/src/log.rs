@@ -61,7 +61,10 @@ pub(crate) fn forward_to(logger: LocalPid) {
 /// Sends events on for about that long.
 pub(crate) async fn forward_for(period: Duration) {
     let until = tokio::time::Instant::now() + period;
-    while tokio::time::timeout_at(until, WRITTEN.notified()).await.is_ok() {
+    while tokio::time::timeout_at(until, WRITTEN.notified())
+        .await
+        .is_ok()
+    {
         flush();
     }
     flush();

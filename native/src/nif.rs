@@ -154,13 +154,23 @@ fn stop_and_join() {
 /// `{emqx_redis_reply, Ref, Result}` is certain to come; or `over_budget`: call `submit_dirty`; or
 /// `{error, Reason}`, and no message comes.
 #[rustler::nif]
-fn submit<'a>(env: Env<'a>, reference: Term<'a>, timeout: Term<'a>, operation: Term<'a>) -> NifResult<Term<'a>> {
+fn submit<'a>(
+    env: Env<'a>,
+    reference: Term<'a>,
+    timeout: Term<'a>,
+    operation: Term<'a>,
+) -> NifResult<Term<'a>> {
     submit_within(env, reference, timeout, operation, SCHEDULER_BUDGET)
 }
 
 /// `submit_dirty(Ref, Timeout, Operation)`: the same for what is large.
 #[rustler::nif(schedule = "DirtyCpu")]
-fn submit_dirty<'a>(env: Env<'a>, reference: Term<'a>, timeout: Term<'a>, operation: Term<'a>) -> NifResult<Term<'a>> {
+fn submit_dirty<'a>(
+    env: Env<'a>,
+    reference: Term<'a>,
+    timeout: Term<'a>,
+    operation: Term<'a>,
+) -> NifResult<Term<'a>> {
     submit_within(env, reference, timeout, operation, codec::MAX_BYTES)
 }
 

@@ -74,7 +74,10 @@ fn size(answer: &Answer) -> usize {
         Answer::Claimed(_, session) => session.as_ref().map_or(0, |bytes| bytes.len()),
         Answer::Messages(messages) => messages.iter().map(|(_, value)| value.len()).sum(),
         Answer::Binaries(all) => all.iter().map(|bytes| ELEMENT + bytes.len()).sum(),
-        Answer::Routes(routes) => routes.iter().map(|(filter, _)| ELEMENT + filter.len()).sum(),
+        Answer::Routes(routes) => routes
+            .iter()
+            .map(|(filter, _)| ELEMENT + filter.len())
+            .sum(),
         Answer::Reply(reply) => frame(reply),
         Answer::Replies(replies) => replies.iter().map(frame).sum(),
     }
@@ -152,8 +155,7 @@ fn encode_frame<'a>(env: Env<'a>, frame: &Frame) -> Term<'a> {
         Frame::Integer(value) => value.encode(env),
         Frame::Nil => atoms::undefined().to_term(env),
         Frame::Array(elements) => {
-            let elements: Vec<Term<'a>> =
-                elements.iter().map(|it| encode_frame(env, it)).collect();
+            let elements: Vec<Term<'a>> = elements.iter().map(|it| encode_frame(env, it)).collect();
             elements.encode(env)
         }
         Frame::Error(text) => {
@@ -163,7 +165,10 @@ fn encode_frame<'a>(env: Env<'a>, frame: &Frame) -> Term<'a> {
 }
 
 fn binaries<'a>(env: Env<'a>, all: &[impl AsRef<[u8]>]) -> Term<'a> {
-    let all: Vec<Term<'a>> = all.iter().map(|bytes| binary(env, bytes.as_ref())).collect();
+    let all: Vec<Term<'a>> = all
+        .iter()
+        .map(|bytes| binary(env, bytes.as_ref()))
+        .collect();
     all.encode(env)
 }
 

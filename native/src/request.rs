@@ -18,9 +18,9 @@ use emqx_redis_core::topic::TopicError;
 use rustler::types::tuple::get_tuple;
 use rustler::{Binary, Encoder, ListIterator, Term};
 
+use crate::atoms;
 use crate::codec::{self, EncodeError};
 use crate::error_term::{binary, encode_error};
-use crate::atoms;
 
 /// Why no operation could be made.
 pub(crate) enum Refusal<'a> {
@@ -128,12 +128,22 @@ pub(crate) fn decode<'a>(term: Term<'a>, budget: usize) -> Decoded<'a, Box<dyn O
         [client, messages, ttl, limit] if is(atoms::store_messages()) => {
             let client = budget.bytes(client)?;
             let messages = budget.list(messages, message)?;
-            Box::new(StoreMessages::new(client, messages, time_to_live(ttl)?, queue_limit(limit)?))
+            Box::new(StoreMessages::new(
+                client,
+                messages,
+                time_to_live(ttl)?,
+                queue_limit(limit)?,
+            ))
         }
         [clients, one, ttl, limit] if is(atoms::store_message_for()) => {
             let clients = budget.list(clients, Budget::bytes)?;
             let message = message(&mut budget, one)?;
-            Box::new(StoreMessageFor::new(clients, message, time_to_live(ttl)?, queue_limit(limit)?))
+            Box::new(StoreMessageFor::new(
+                clients,
+                message,
+                time_to_live(ttl)?,
+                queue_limit(limit)?,
+            ))
         }
         [client, offset, limit] if is(atoms::get_messages()) => Box::new(GetMessages::new(
             budget.bytes(client)?,

@@ -43,11 +43,23 @@ pub(crate) fn encode<'a>(env: Env<'a>, engine: &Engine) -> Term<'a> {
     let connections: Vec<Term<'a>> = lanes.iter().map(|lane| connection(env, lane)).collect();
     let connected = lanes.iter().all(|lane| lane.state.is_ok());
     let map = Term::map_new(env);
-    let map = put(env, map, "topology", topology(env, config.redis.topology.as_str()));
+    let map = put(
+        env,
+        map,
+        "topology",
+        topology(env, config.redis.topology.as_str()),
+    );
     let map = put(env, map, "servers", servers);
     let map = put(env, map, "connected", connected);
     let map = put(env, map, "connections", connections);
-    let map = put(env, map, "server", lanes.first().map_or(Term::map_new(env), |lane| server(env, lane)));
+    let map = put(
+        env,
+        map,
+        "server",
+        lanes
+            .first()
+            .map_or(Term::map_new(env), |lane| server(env, lane)),
+    );
     let map = put(env, map, "warnings", warnings);
     let map = put(env, map, "uptime_ms", engine.uptime().as_millis() as u64);
     let map = put(env, map, "inflight", inflight as u64);
@@ -68,12 +80,22 @@ fn connection<'a>(env: Env<'a>, lane: &LaneStatus) -> Term<'a> {
     };
     let map = put(env, Term::map_new(env), "name", topology(env, lane.name));
     let map = put(env, map, "state", state);
-    put(env, map, "since_ms", lane.since.elapsed().as_millis() as u64)
+    put(
+        env,
+        map,
+        "since_ms",
+        lane.since.elapsed().as_millis() as u64,
+    )
 }
 
 fn server<'a>(env: Env<'a>, lane: &LaneStatus) -> Term<'a> {
     let report = &lane.report;
-    let map = put(env, Term::map_new(env), "version", optional(env, report.version.as_ref()));
+    let map = put(
+        env,
+        Term::map_new(env),
+        "version",
+        optional(env, report.version.as_ref()),
+    );
     let map = put(env, map, "role", optional(env, report.role.as_ref()));
     let policy = optional(env, report.maxmemory_policy.as_ref());
     let map = put(env, map, "maxmemory_policy", policy);

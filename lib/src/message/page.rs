@@ -98,10 +98,11 @@ impl GetMessages {
             Ok(_) => return Step::Done(Err(Error::unexpected_reply("MGET"))),
             Err(step) => return step,
         };
-        self.values.extend(values.into_iter().map(|value| match value {
-            Frame::Bulk(value) => Some(value),
-            _ => None,
-        }));
+        self.values
+            .extend(values.into_iter().map(|value| match value {
+                Frame::Bulk(value) => Some(value),
+                _ => None,
+            }));
         if self.values.len() < self.ids.len() {
             return Step::Again;
         }

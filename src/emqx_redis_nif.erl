@@ -57,7 +57,8 @@ new_atoms_left() -> erlang:nif_error(not_loaded).
 %% The engine; `native/src/nif.rs' documents each
 %%--------------------------------------------------------------------
 
--spec start(pid(), pid(), binary(), emqx_redis_server:source()) -> ok | {error, term()}.
+-spec start(pid(), pid(), binary(), emqx_redis_server:source()) ->
+    ok | disabled | {error, term()}.
 start(_Owner, _Logger, _Node, _Source) -> erlang:nif_error(not_loaded).
 
 -spec reconfigure(emqx_redis_server:source()) -> ok | {error, term()}.

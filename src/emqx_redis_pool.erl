@@ -11,13 +11,13 @@
 -type request_id() :: emqx_redis_request:request_id().
 
 %% Starts the storage outside the application, linked to the caller, with the application's
-%% configuration. It connects in the background.
--spec start_link() -> {ok, pid()} | {error, term()}.
+%% configuration. It connects in the background. `ignore' where `enable' is false.
+-spec start_link() -> {ok, pid()} | ignore | {error, term()}.
 start_link() -> emqx_redis_server:start_link().
 
 %% The same with a configuration of its own: a map with the keys of the section `redis' (`redis_type' is
 %% taken for `type'), or with all sections. `{error, {invalid_config, Errors}}' names every fault.
--spec start_link(map()) -> {ok, pid()} | {error, term()}.
+-spec start_link(map()) -> {ok, pid()} | ignore | {error, term()}.
 start_link(Config) when is_map(Config) -> emqx_redis_server:start_link({pool, Config}).
 
 %% Stops what `start_link' started. What waits is answered `{error, stopped}'.

@@ -20,7 +20,7 @@
 start_link() ->
     start_link(emqx_redis_storage:config_source()).
 
--spec start_link(source()) -> {ok, pid()} | {error, term()}.
+-spec start_link(source()) -> {ok, pid()} | ignore | {error, term()}.
 start_link(Source) ->
     %% Crash reports print a process's arguments, but not what is within a fun.
     gen_server:start_link({local, ?MODULE}, ?MODULE, fun() -> Source end, []).
@@ -47,6 +47,8 @@ init(Source) ->
     Node = atom_to_binary(node(), utf8),
     case start_engine(Node, Source) of
         ok -> {ok, running};
+        %% `enable = false': calls answer `{error, stopped}'.
+        disabled -> ignore;
         %% Not a crash: no report, as the caller is told what is wrong.
         {error, Reason} -> {stop, {shutdown, Reason}}
     end.

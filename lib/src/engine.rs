@@ -185,7 +185,8 @@ impl Engine {
                 self.context.metrics.add(Counter::Submitted, 1);
                 Ok(RequestId { number, is_query })
             }
-            Err((request, error)) => {
+            Err(refused) => {
+                let (request, error) = *refused;
                 self.load.release(size);
                 request.refuse();
                 if let Error::Unavailable(_) = error {

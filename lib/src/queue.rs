@@ -61,12 +61,12 @@ impl Queue {
         &self,
         mut request: Request,
         admit: impl FnOnce(&mut Request, u64),
-    ) -> Result<u64, (Request, Error)> {
+    ) -> Result<u64, Box<(Request, Error)>> {
         let mut inner = self.lock();
         match &inner.mode {
             Mode::Open => {}
-            Mode::Failing(why) => return Err((request, Error::Unavailable(why.clone()))),
-            Mode::Stopped => return Err((request, Error::Stopped)),
+            Mode::Failing(why) => return Err(Box::new((request, Error::Unavailable(why.clone())))),
+            Mode::Stopped => return Err(Box::new((request, Error::Stopped))),
         }
         let id = inner.next_id;
         inner.next_id += 1;

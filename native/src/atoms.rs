@@ -6,6 +6,7 @@ rustler::atoms! {
     undefined,
     infinity,
     over_budget,
+    disabled,
     // Messages
     emqx_redis_reply,
     emqx_redis_stopped,

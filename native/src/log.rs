@@ -54,6 +54,8 @@ pub(crate) fn forward_to(logger: LocalPid) {
     INSTALL.call_once(|| {
         // Fails only where a subscriber is installed already: there is none but this.
         let _ = tracing::subscriber::set_global_default(Bridge);
+        // The usual hook prints, which can itself panic where standard error does not block.
+        std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     });
     journal().logger = Some(logger);
 }

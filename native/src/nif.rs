@@ -49,6 +49,9 @@ fn start<'a>(
         Ok(config) => config,
         Err(errors) => return Ok(config_term::encode_errors(env, &errors)),
     };
+    if !config.enable {
+        return Ok(atoms::disabled().to_term(env));
+    }
     let _one_at_a_time = LIFECYCLE.lock().unwrap_or_else(PoisonError::into_inner);
     // An owner that was killed could not stop its engine.
     stop_and_join();

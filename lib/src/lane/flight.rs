@@ -53,6 +53,8 @@ struct Sent {
     /// Where its bytes begin in the connection's life.
     begin: u64,
     at: Instant,
+    /// An earlier operation on the same thing has to be sent again, and this one after it.
+    again: bool,
 }
 
 /// Nobody waits for an internal request.
@@ -140,12 +142,17 @@ impl Flight {
             Ok(0) => self.decode(entry, Vec::new()),
             Ok(expected) => {
                 self.context.metrics.add(Counter::Sent, 1);
+                if !entry.holds && entry.request.operation.is_stepwise() {
+                    entry.holds = true;
+                    self.hold(&entry);
+                }
                 self.sent.push_back(Sent {
                     entry,
                     replies: Vec::with_capacity(expected),
                     expected,
                     begin,
                     at: Instant::now(),
+                    again: false,
                 });
             }
             Err(panic) => {
@@ -163,8 +170,13 @@ impl Flight {
         };
         sent.replies.push(frame);
         if sent.replies.len() == sent.expected {
-            if let Some(sent) = self.sent.pop_front() {
-                self.decode(sent.entry, sent.replies);
+            match self.sent.pop_front() {
+                Some(sent) if sent.again => {
+                    self.context.metrics.add(Counter::Retried, 1);
+                    self.next_step(sent.entry);
+                }
+                Some(sent) => self.decode(sent.entry, sent.replies),
+                None => {}
             }
         }
         true
@@ -186,6 +198,7 @@ impl Flight {
                     self.loading_scripts = true;
                     self.internal(Box::new(LoadScripts), Purpose::Scripts, SCRIPTS_DEADLINE);
                 }
+                self.send_followers_again(&entry);
                 self.next_step(entry);
             }
             Ok(Step::Repair(keys, error)) => {
@@ -212,6 +225,19 @@ impl Flight {
             self.hold(&entry);
         }
         self.insert_in_order(entry);
+    }
+
+    /// The operation was not done, but what was sent behind it on the same thing was, or will be: it
+    /// is done once more, behind it. Every operation may be repeated as long as none came between.
+    fn send_followers_again(&mut self, entry: &Entry) {
+        let mut things = entry.request.operation.affinity().each().to_vec();
+        for sent in &mut self.sent {
+            let its = sent.entry.request.operation.affinity();
+            if its.each().iter().any(|thing| things.contains(thing)) {
+                sent.again = true;
+                things.extend_from_slice(its.each());
+            }
+        }
     }
 
     fn insert_in_order(&mut self, entry: Entry) {

@@ -1,0 +1,91 @@
+//! What every operation needs to know when it is encoded.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::clock::Clock;
+use crate::config::{Config, Ttl};
+use crate::keys::Keys;
+use crate::metrics::Metrics;
+use crate::order::Sequencer;
+use crate::scripts::Names;
+
+/// The settings, the clock and the counters of a running storage.
+#[derive(Debug)]
+pub struct Context {
+    /// Key names.
+    pub keys: Keys,
+    /// The name that sessions are stored under as their `node`.
+    pub node: Vec<u8>,
+    /// Redis's clock.
+    pub clock: Clock,
+    /// Places messages of one millisecond in the order submitted.
+    pub sequencer: Sequencer,
+    /// Statistics.
+    pub metrics: Metrics,
+    /// The scripts' names.
+    pub scripts: Names,
+    session_ttl: AtomicU64,
+    message_ttl: AtomicU64,
+    message_index: std::sync::atomic::AtomicBool,
+}
+
+/// How long an epoch outlives its session: longer than any node is paused for.
+pub const EPOCH_GRACE_SECONDS: u64 = 24 * 3600;
+
+const FOREVER: u64 = u64::MAX;
+
+impl Context {
+    /// The context of a storage with this configuration on the named node.
+    pub fn new(config: &Config, node: Vec<u8>) -> Self {
+        let context = Context {
+            keys: Keys::new(config.key_prefix.as_bytes()),
+            node,
+            clock: Clock::default(),
+            sequencer: Sequencer::default(),
+            metrics: Metrics::default(),
+            scripts: Names::default(),
+            session_ttl: AtomicU64::new(0),
+            message_ttl: AtomicU64::new(0),
+            message_index: true.into(),
+        };
+        context.configure(config);
+        context
+    }
+
+    /// Takes over what a changed configuration says of operations to come.
+    pub fn configure(&self, config: &Config) {
+        let seconds = |ttl: Ttl| match ttl {
+            Ttl::Seconds(seconds) => u64::from(seconds),
+            Ttl::Infinity => FOREVER,
+        };
+        self.session_ttl
+            .store(seconds(config.persistence.session_ttl), Relaxed);
+        self.message_ttl
+            .store(seconds(config.persistence.message_ttl), Relaxed);
+        self.message_index
+            .store(config.persistence.message_index, Relaxed);
+    }
+
+    /// A session's time to live in seconds, `None` for ever.
+    pub fn session_ttl(&self, own: Option<Ttl>) -> Option<u64> {
+        Self::ttl(own, &self.session_ttl)
+    }
+
+    /// A message's time to live in seconds, `None` for ever.
+    pub fn message_ttl(&self, own: Option<Ttl>) -> Option<u64> {
+        Self::ttl(own, &self.message_ttl)
+    }
+
+    /// Whether `sync:messages` is kept.
+    pub fn message_index(&self) -> bool {
+        self.message_index.load(Relaxed)
+    }
+
+    fn ttl(own: Option<Ttl>, default: &AtomicU64) -> Option<u64> {
+        match own {
+            Some(Ttl::Seconds(seconds)) => Some(u64::from(seconds)),
+            Some(Ttl::Infinity) => None,
+            None => Some(default.load(Relaxed)).filter(|seconds| *seconds != FOREVER),
+        }
+    }
+}

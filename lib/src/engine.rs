@@ -1,0 +1,290 @@
+//! The engine: a thread with a Tokio runtime, the connections' tasks on it, and the door to them.
+
+use std::future::Future;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::context::Context;
+use crate::error::{Error, Why};
+use crate::lane::{Lane, LaneStatus, Role};
+use crate::metrics::{Counter, OperationKind};
+use crate::queue::{Control, Queue};
+use crate::request::Request;
+use crate::server::ServerReport;
+use crate::sweeper;
+
+/// How long what still runs when the engine stops may take to end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What is in flight, and what may be.
+#[derive(Debug)]
+pub struct Load {
+    requests: AtomicUsize,
+    bytes: AtomicUsize,
+    max_requests: AtomicUsize,
+    max_bytes: AtomicUsize,
+}
+
+impl Load {
+    fn new(config: &Config) -> Self {
+        let load = Load {
+            requests: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            max_requests: AtomicUsize::new(0),
+            max_bytes: AtomicUsize::new(0),
+        };
+        load.configure(config);
+        load
+    }
+
+    fn configure(&self, config: &Config) {
+        self.max_requests.store(config.limits.max_inflight, Relaxed);
+        self.max_bytes
+            .store(config.limits.max_inflight_bytes, Relaxed);
+    }
+
+    /// Makes room for a request; false when there is none.
+    fn admit(&self, size: usize) -> bool {
+        let requests = self.requests.fetch_add(1, Relaxed) + 1;
+        let bytes = self.bytes.fetch_add(size, Relaxed) + size;
+        let fits =
+            requests <= self.max_requests.load(Relaxed) && bytes <= self.max_bytes.load(Relaxed);
+        if !fits {
+            self.release(size);
+        }
+        fits
+    }
+
+    pub(crate) fn release(&self, size: usize) {
+        self.requests.fetch_sub(1, Relaxed);
+        self.bytes.fetch_sub(size, Relaxed);
+    }
+
+    /// Requests and bytes in flight.
+    pub fn current(&self) -> (usize, usize) {
+        (self.requests.load(Relaxed), self.bytes.load(Relaxed))
+    }
+}
+
+/// A running storage.
+pub struct Engine {
+    context: Arc<Context>,
+    load: Arc<Load>,
+    config: Mutex<Config>,
+    data: Arc<Queue>,
+    query: Arc<Queue>,
+    lanes: Vec<Arc<Mutex<LaneStatus>>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    started: Instant,
+}
+
+/// An accepted request, by which it can be cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestId {
+    /// Numbers the requests of one queue.
+    pub number: u64,
+    /// Whether it went to the connection for queries.
+    pub is_query: bool,
+}
+
+impl Engine {
+    /// Starts the engine; it connects in the background. `background` runs on the runtime beside it
+    /// until the engine stops; `on_stopped` is called on the engine's thread, as the last thing it
+    /// does.
+    pub fn start(
+        config: Config,
+        node: Vec<u8>,
+        background: impl Future<Output = ()> + Send + 'static,
+        on_stopped: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<Arc<Engine>> {
+        let context = Arc::new(Context::new(&config, node));
+        let mut roles = vec![Role::Data];
+        // With a single connection, queries share it.
+        if config.redis.pool_size > 1 {
+            roles.push(Role::Query);
+        }
+        let queues: Vec<_> = roles.iter().map(|_| Arc::new(Queue::new())).collect();
+        let lanes: Vec<_> = roles
+            .iter()
+            .map(|role| Arc::new(Mutex::new(idle(*role))))
+            .collect();
+        let engine = Arc::new(Engine {
+            load: Arc::new(Load::new(&config)),
+            config: Mutex::new(config.clone()),
+            data: queues[0].clone(),
+            query: queues.last().unwrap_or(&queues[0]).clone(),
+            lanes: lanes.clone(),
+            thread: Mutex::new(None),
+            started: Instant::now(),
+            context: context.clone(),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            // Threads beside the engine's own resolve names and build large answers.
+            .max_blocking_threads(2)
+            .thread_keep_alive(Duration::from_secs(1))
+            .thread_name("emqx_redis_aux")
+            .build()?;
+        let shared = engine.clone();
+        let main = async move {
+            let mut tasks = JoinSet::new();
+            for ((role, queue), status) in roles.into_iter().zip(queues).zip(lanes) {
+                tasks.spawn(Lane::new(role, queue, context.clone(), config.clone(), status).run());
+            }
+            let mut helpers = JoinSet::new();
+            helpers.spawn(background);
+            helpers.spawn(sweeper::run(Arc::downgrade(&shared)));
+            drop(shared);
+            while let Some(ended) = tasks.join_next().await {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a connection's task failed");
+                }
+            }
+        };
+        let guard = engine.clone();
+        let body = move || {
+            if catch_unwind(AssertUnwindSafe(|| runtime.block_on(main))).is_err() {
+                tracing::error!("the runtime panicked");
+            }
+            // Whatever ended the runtime, nothing is accepted any more, and what was is answered.
+            guard.data.stop();
+            guard.query.stop();
+            guard.data.drain();
+            guard.query.drain();
+            drop(guard);
+            runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+            on_stopped();
+        };
+        let thread = std::thread::Builder::new()
+            .name("emqx_redis".into())
+            // Decoding a deeply nested term recurses.
+            .stack_size(8 * 1024 * 1024)
+            .spawn(body)?;
+        *lock(&engine.thread) = Some(thread);
+        Ok(engine)
+    }
+
+    /// Leaves a request. It is answered through its responder, except where it is refused here.
+    pub fn submit(&self, request: Request) -> Result<RequestId, Error> {
+        let size = request.size();
+        if !self.load.admit(size) {
+            request.refuse();
+            self.context.metrics.add(Counter::Overloaded, 1);
+            return Err(Error::Overloaded);
+        }
+        let is_query = request.operation.kind() == OperationKind::Query;
+        let queue = if is_query { &self.query } else { &self.data };
+        let load = self.load.clone();
+        match queue.push(request, |request, number| request.admit(number, load)) {
+            Ok(number) => {
+                self.context.metrics.add(Counter::Submitted, 1);
+                Ok(RequestId { number, is_query })
+            }
+            Err(refused) => {
+                let (request, error) = *refused;
+                self.load.release(size);
+                request.refuse();
+                if let Error::Unavailable(_) = error {
+                    self.context.metrics.add(Counter::Unavailable, 1);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Has a request answered at once: `Cancelled` when it was not sent, `Unknown` when it was. One
+    /// that is answered already stays so.
+    pub fn cancel(&self, id: RequestId) {
+        let queue = if id.is_query { &self.query } else { &self.data };
+        queue.control(Control::Cancel(id.number));
+    }
+
+    /// Applies a changed configuration. What is sent is answered first; what waits is sent on the
+    /// new connections. The key prefix and the number of connections can't change while running.
+    pub fn reconfigure(&self, config: Config) -> Result<(), &'static str> {
+        let mut current = lock(&self.config);
+        if *current == config {
+            return Ok(());
+        }
+        if current.key_prefix != config.key_prefix {
+            return Err("key_prefix");
+        }
+        if (current.redis.pool_size > 1) != (config.redis.pool_size > 1) {
+            return Err("redis.pool_size");
+        }
+        self.context.configure(&config);
+        self.load.configure(&config);
+        if current.redis != config.redis {
+            self.data
+                .control(Control::Reconfigure(Box::new(config.clone())));
+            if !Arc::ptr_eq(&self.data, &self.query) {
+                self.query
+                    .control(Control::Reconfigure(Box::new(config.clone())));
+            }
+        }
+        *current = config;
+        Ok(())
+    }
+
+    /// Begins to stop: answers everything and closes the connections.
+    pub fn stop(&self) {
+        self.data.stop();
+        self.query.stop();
+    }
+
+    /// Awaits the end of the engine's thread. Blocks; not for a scheduler.
+    pub fn join(&self) {
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Config {
+        lock(&self.config).clone()
+    }
+
+    /// The shared context.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The deadline of a request that sets none of its own.
+    pub fn request_timeout(&self) -> Duration {
+        lock(&self.config).redis.request_timeout
+    }
+
+    /// What is in flight.
+    pub fn load(&self) -> &Load {
+        &self.load
+    }
+
+    /// The connections.
+    pub fn lanes(&self) -> Vec<LaneStatus> {
+        self.lanes.iter().map(|lane| lock(lane).clone()).collect()
+    }
+
+    /// How long the engine has run.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+fn idle(role: Role) -> LaneStatus {
+    LaneStatus {
+        name: role.name(),
+        state: Err(Why::Connecting),
+        since: Instant::now(),
+        report: ServerReport::default(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|broken| broken.into_inner())
+}

@@ -1,0 +1,31 @@
+//! Messages: the queue of what a client has not acknowledged yet.
+
+mod ack;
+mod page;
+mod store;
+
+pub use ack::{AckMessages, DeleteMessages};
+pub use page::GetMessages;
+pub use store::{Limit, Message, OnFull, StoreMessageFor, StoreMessages};
+
+use crate::context::Context;
+use crate::outcome::TypedKeys;
+
+/// The keys that all of one client's messages share.
+fn shared_keys(context: &Context, client: &[u8]) -> TypedKeys {
+    vec![
+        (context.keys.queue(client), "zset"),
+        (context.keys.messages_index(), "zset"),
+        (context.keys.messages_expiry(), "zset"),
+    ]
+}
+
+/// What stands before a client's message ids in the members of the indexes.
+fn member_prefix(context: &Context, client: &[u8]) -> Vec<u8> {
+    context.keys.message_member(client, b"")
+}
+
+/// What stands before a member in a message's key.
+fn key_prefix(context: &Context) -> Vec<u8> {
+    [context.keys.prefix(), b"msg:"].concat()
+}

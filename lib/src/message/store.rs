@@ -1,0 +1,400 @@
+//! Storing messages.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{member_prefix, shared_keys};
+use crate::config::Ttl;
+use crate::context::Context;
+use crate::error::Error;
+use crate::metrics::OperationKind;
+use crate::order::score;
+use crate::outcome::{script_reply, strings, transaction_replies, TypedKeys};
+use crate::request::{hash, Affinity, Answer, Operation, Step};
+use crate::resp::{Commands, Frame};
+use crate::scripts::{self, Script};
+
+/// A message to be stored.
+pub struct Message {
+    /// Its id, unique for the client.
+    pub id: Vec<u8>,
+    /// When it was published, in milliseconds since 1970; the time of storing where it is unknown.
+    pub timestamp: Option<i64>,
+    /// The encoded message.
+    pub value: Arc<[u8]>,
+}
+
+/// How many messages a client's queue may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit {
+    /// The most messages.
+    pub most: u64,
+    /// What happens when there would be more.
+    pub on_full: OnFull,
+}
+
+/// What happens to a message that a queue has no room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// The oldest messages make room.
+    DropOldest,
+    /// Nothing is stored.
+    Reject,
+}
+
+/// Stores messages of one client in one atomic unit.
+pub struct StoreMessages {
+    client: Vec<u8>,
+    affinity: u64,
+    messages: Vec<Message>,
+    ttl: Option<Ttl>,
+    limit: Option<Limit>,
+    /// Each message's place: milliseconds and score. Decided when it is first sent.
+    places: Vec<(i64, String)>,
+    dropped: Vec<Bytes>,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Everything at once, as commands or, where there is a limit, as a script.
+    Store,
+    /// Some were there already: do they have to move?
+    Place,
+    /// The queue is still too long.
+    Trim,
+}
+
+impl StoreMessages {
+    /// Stores `messages` for `client`.
+    pub fn new(
+        client: Vec<u8>,
+        messages: Vec<Message>,
+        ttl: Option<Ttl>,
+        limit: Option<Limit>,
+    ) -> Self {
+        StoreMessages {
+            affinity: hash(&client),
+            client,
+            messages,
+            ttl,
+            limit,
+            places: Vec::new(),
+            dropped: Vec::new(),
+            phase: Phase::Store,
+        }
+    }
+
+    fn decide_places(&mut self, context: &Context) {
+        if self.places.is_empty() {
+            let now = context.clock.now_micros() / 1000;
+            let places = self.messages.iter().map(|message| {
+                let millis = message.timestamp.unwrap_or(now);
+                let place = context.sequencer.next(self.affinity, millis);
+                (millis, score(millis, place))
+            });
+            self.places = places.collect();
+        }
+    }
+
+    fn encode_transaction(&self, context: &Context, out: &mut Commands<'_>) {
+        let ttl = context.message_ttl(self.ttl);
+        let members = || {
+            self.messages
+                .iter()
+                .map(|message| context.keys.message_member(&self.client, &message.id))
+        };
+        out.command(&[b"MULTI"]);
+        for message in &self.messages {
+            let key = context.keys.message(&self.client, &message.id);
+            match ttl {
+                Some(ttl) => out
+                    .begin(5)
+                    .arg(b"SET")
+                    .arg(&key)
+                    .arg(&message.value)
+                    .arg(b"PX")
+                    .int(ttl * 1000),
+                None => out.command(&[b"SET", &key, &message.value]),
+            };
+        }
+        // A message that is there already keeps its place: it was stored again.
+        out.begin(3 + 2 * self.messages.len())
+            .arg(b"ZADD")
+            .arg(&context.keys.queue(&self.client))
+            .arg(b"NX");
+        for (message, (_, score)) in self.messages.iter().zip(&self.places) {
+            out.arg(score.as_bytes()).arg(&message.id);
+        }
+        if context.message_index() {
+            out.begin(2 + 2 * self.messages.len())
+                .arg(b"ZADD")
+                .arg(&context.keys.messages_index());
+            for (member, (millis, _)) in members().zip(&self.places) {
+                out.int(*millis).arg(&member);
+            }
+        }
+        let expires = expires_at(context, ttl);
+        out.begin(2 + 2 * self.messages.len())
+            .arg(b"ZADD")
+            .arg(&context.keys.messages_expiry());
+        for member in members() {
+            out.arg(expires.as_bytes()).arg(&member);
+        }
+        out.command(&[b"EXEC"]);
+    }
+
+    fn encode_limited(&self, context: &Context, out: &mut Commands<'_>, limit: Limit) {
+        let ttl = context.message_ttl(self.ttl);
+        let messages = match self.phase {
+            Phase::Trim => &[],
+            _ => &self.messages[..],
+        };
+        let keys = shared_keys(context, &self.client);
+        let keys: Vec<&[u8]> = keys.iter().map(|(key, _)| key.as_slice()).collect();
+        let arguments = 7 + 4 * messages.len();
+        let out = scripts::call(context, out, Script::StoreLimited, &keys, arguments);
+        out.arg(context.keys.prefix())
+            .arg(&member_prefix(context, &self.client))
+            .int(limit.most)
+            .arg(match limit.on_full {
+                OnFull::DropOldest => b"drop_oldest",
+                OnFull::Reject => b"reject",
+            });
+        match ttl {
+            Some(ttl) => out.int(ttl * 1000),
+            None => out.arg(b""),
+        };
+        out.arg(expires_at(context, ttl).as_bytes())
+            .int(u8::from(context.message_index()));
+        for (message, (millis, score)) in messages.iter().zip(&self.places) {
+            out.arg(&message.id)
+                .arg(&message.value)
+                .arg(score.as_bytes())
+                .int(*millis);
+        }
+    }
+
+    fn encode_places(&self, context: &Context, out: &mut Commands<'_>) {
+        let queue = context.keys.queue(&self.client);
+        let arguments = 3 * self.messages.len();
+        let out = scripts::call(context, out, Script::PlaceMessages, &[&queue], arguments);
+        for (message, (millis, score)) in self.messages.iter().zip(&self.places) {
+            out.arg(&message.id).arg(score.as_bytes()).int(*millis);
+        }
+    }
+
+    fn typed_keys(&self, context: &Context) -> TypedKeys {
+        // SET replaces whatever stands at a message's key, so only the others can be in the way.
+        shared_keys(context, &self.client)
+    }
+
+    fn decode_transaction(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        let results = match transaction_replies(replies, || self.typed_keys(context)) {
+            Ok(results) => results,
+            Err(step) => return step,
+        };
+        match results.get(self.messages.len()) {
+            Some(Frame::Integer(new)) if *new == self.messages.len() as i64 => self.done(),
+            Some(Frame::Integer(_)) => {
+                self.phase = Phase::Place;
+                Step::Again
+            }
+            _ => Step::Done(Err(Error::unexpected_reply("ZADD"))),
+        }
+    }
+
+    fn decode_limited(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        let reply = match script_reply(replies, || self.typed_keys(context)) {
+            Ok(reply) => reply,
+            Err(step) => return step,
+        };
+        let mut elements = match reply {
+            Frame::Integer(-1) => return Step::Done(Err(Error::QueueFull)),
+            Frame::Array(elements) if !elements.is_empty() => elements,
+            _ => return Step::Done(Err(Error::unexpected_reply("store_limited"))),
+        };
+        let excess = elements.remove(0);
+        let Some(dropped) = strings(Frame::Array(elements)) else {
+            return Step::Done(Err(Error::unexpected_reply("store_limited")));
+        };
+        self.dropped.extend(dropped);
+        if excess == Frame::Integer(0) {
+            return self.done();
+        }
+        self.phase = Phase::Trim;
+        Step::Again
+    }
+
+    fn done(&mut self) -> Step {
+        Step::Done(Ok(match std::mem::take(&mut self.dropped) {
+            none if none.is_empty() => Answer::Ok,
+            dropped => Answer::Dropped(dropped),
+        }))
+    }
+}
+
+fn expires_at(context: &Context, ttl: Option<u64>) -> String {
+    match ttl {
+        Some(ttl) => (context.clock.now_micros() / 1000 + ttl as i64 * 1000).to_string(),
+        None => "+inf".to_owned(),
+    }
+}
+
+impl Operation for StoreMessages {
+    fn kind(&self) -> OperationKind {
+        OperationKind::StoreMessage
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::One(self.affinity)
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        if self.messages.is_empty() {
+            return;
+        }
+        self.decide_places(context);
+        match (self.phase, self.limit) {
+            (Phase::Place, _) => self.encode_places(context, commands),
+            (_, Some(limit)) => self.encode_limited(context, commands, limit),
+            (_, None) => self.encode_transaction(context, commands),
+        }
+    }
+
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        if replies.is_empty() {
+            return self.done();
+        }
+        match (self.phase, self.limit) {
+            (Phase::Place, _) => match script_reply(replies, || self.typed_keys(context)) {
+                Ok(_) => self.done(),
+                Err(step) => step,
+            },
+            (_, Some(_)) => self.decode_limited(context, replies),
+            (_, None) => self.decode_transaction(context, replies),
+        }
+    }
+
+    fn size(&self) -> usize {
+        let messages = self.messages.iter();
+        self.client.len()
+            + messages
+                .map(|message| message.id.len() + message.value.len() + 64)
+                .sum::<usize>()
+    }
+}
+
+/// Stores one message for many clients: an atomic unit for each, all sent at once.
+pub struct StoreMessageFor {
+    stores: Vec<StoreMessages>,
+    affinity: Vec<u64>,
+    /// How many replies each unfinished store was sent for.
+    expected: Vec<usize>,
+    dropped: Vec<(Vec<u8>, Vec<Bytes>)>,
+    failed: Vec<(Vec<u8>, Error)>,
+    repairs: TypedKeys,
+}
+
+impl StoreMessageFor {
+    /// Stores the message for each of the clients.
+    pub fn new(
+        clients: Vec<Vec<u8>>,
+        message: Message,
+        ttl: Option<Ttl>,
+        limit: Option<Limit>,
+    ) -> Self {
+        let stores: Vec<_> = clients
+            .into_iter()
+            .map(|client| {
+                let copy = Message {
+                    id: message.id.clone(),
+                    timestamp: message.timestamp,
+                    value: message.value.clone(),
+                };
+                StoreMessages::new(client, vec![copy], ttl, limit)
+            })
+            .collect();
+        StoreMessageFor {
+            affinity: stores.iter().map(|store| store.affinity).collect(),
+            stores,
+            expected: Vec::new(),
+            dropped: Vec::new(),
+            failed: Vec::new(),
+            repairs: Vec::new(),
+        }
+    }
+
+    fn done(&mut self) -> Step {
+        if self.failed.is_empty() {
+            return Step::Done(Ok(match std::mem::take(&mut self.dropped) {
+                none if none.is_empty() => Answer::Ok,
+                dropped => Answer::DroppedByClient(dropped),
+            }));
+        }
+        let error = Error::PartialBatch(std::mem::take(&mut self.failed));
+        match std::mem::take(&mut self.repairs) {
+            none if none.is_empty() => Step::Done(Err(error)),
+            mut keys => {
+                keys.sort();
+                keys.dedup();
+                Step::Repair(keys, error)
+            }
+        }
+    }
+}
+
+impl Operation for StoreMessageFor {
+    fn kind(&self) -> OperationKind {
+        OperationKind::StoreMessage
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::Many(&self.affinity)
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        self.expected.clear();
+        for store in &mut self.stores {
+            let before = commands.count();
+            store.encode(context, commands);
+            self.expected.push(commands.count() - before);
+        }
+    }
+
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        let mut replies = replies.into_iter();
+        let mut load_scripts = false;
+        let mut unfinished = Vec::new();
+        for (mut store, expected) in std::mem::take(&mut self.stores)
+            .into_iter()
+            .zip(std::mem::take(&mut self.expected))
+        {
+            match store.decode(context, replies.by_ref().take(expected).collect()) {
+                Step::Done(Ok(Answer::Dropped(ids))) => self.dropped.push((store.client, ids)),
+                Step::Done(Ok(_)) => {}
+                Step::Done(Err(error)) => self.failed.push((store.client, error)),
+                Step::Again => unfinished.push(store),
+                Step::LoadScripts => {
+                    load_scripts = true;
+                    unfinished.push(store);
+                }
+                Step::Repair(keys, error) => {
+                    self.repairs.extend(keys);
+                    self.failed.push((store.client, error));
+                }
+            }
+        }
+        self.stores = unfinished;
+        match (self.stores.is_empty(), load_scripts) {
+            (true, _) => self.done(),
+            (false, true) => Step::LoadScripts,
+            (false, false) => Step::Again,
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.stores.iter().map(Operation::size).sum()
+    }
+}

@@ -1,0 +1,118 @@
+//! Reading the replies of an atomic unit.
+
+use crate::error::Error;
+use crate::request::{Answer, Step};
+use crate::resp::Frame;
+use crate::scripts;
+
+/// The keys that a unit writes, with the types that they must have, for when one is of another.
+pub(crate) type TypedKeys = Vec<(Vec<u8>, &'static str)>;
+
+/// What a script answered, or how to go on after its error.
+pub(crate) fn script_reply(
+    mut replies: Vec<Frame>,
+    keys: impl FnOnce() -> TypedKeys,
+) -> Result<Frame, Step> {
+    let Some(reply) = replies.pop() else {
+        return Err(Step::Done(Err(Error::unexpected_reply("script"))));
+    };
+    if scripts::is_unknown(&reply) {
+        return Err(Step::LoadScripts);
+    }
+    match reply.error() {
+        None => Ok(reply),
+        Some(text) if is_foreign(text) => {
+            let text = String::from_utf8_lossy(text).into_owned();
+            Err(Step::Repair(keys(), Error::Partial(text)))
+        }
+        Some(text) => Err(Step::Done(Err(script_error(text)))),
+    }
+}
+
+/// What EXEC answered, command by command, or how to go on after an error. `replies` are those of
+/// MULTI, of the queued commands and of EXEC.
+pub(crate) fn transaction_replies(
+    mut replies: Vec<Frame>,
+    keys: impl FnOnce() -> TypedKeys,
+) -> Result<Vec<Frame>, Step> {
+    let last = replies.pop();
+    // A command that was refused when it was queued says why; EXEC then only says that it was.
+    if let Some(refused) = replies.iter().find_map(Frame::error) {
+        return Err(Step::Done(Err(Error::from_reply(refused))));
+    }
+    let results = match last {
+        Some(Frame::Array(results)) => results,
+        Some(Frame::Error(text)) => return Err(Step::Done(Err(Error::from_reply(&text)))),
+        _ => return Err(Step::Done(Err(Error::unexpected_reply("EXEC")))),
+    };
+    match results.iter().find_map(Frame::error) {
+        None => Ok(results),
+        Some(text) => {
+            let foreign = is_foreign(text);
+            let error = Error::Partial(String::from_utf8_lossy(text).into_owned());
+            Err(if foreign {
+                Step::Repair(keys(), error)
+            } else {
+                Step::Done(Err(error))
+            })
+        }
+    }
+}
+
+/// What a command that reads answered. A foreign value where it reads is left alone.
+pub(crate) fn read_reply(replies: Vec<Frame>) -> Result<Frame, Step> {
+    match replies.into_iter().next_back() {
+        Some(Frame::Error(text)) => Err(Step::Done(Err(Error::from_reply(&text)))),
+        Some(reply) => Ok(reply),
+        None => Err(Step::Done(Err(Error::unexpected_reply("read")))),
+    }
+}
+
+/// Reads the answer of a script that fences: -1, the stored epoch, or any other integer for done.
+pub(crate) fn fenced(reply: Frame, done: impl FnOnce(i64) -> Step) -> Step {
+    match reply {
+        Frame::Integer(-1) => Step::Done(Err(Error::Fenced)),
+        Frame::Integer(value) => done(value),
+        Frame::Bulk(epoch) => Step::Done(Err(
+            match std::str::from_utf8(&epoch).map(str::parse::<u64>) {
+                Ok(Ok(epoch)) => Error::StaleEpoch(epoch),
+                _ => Error::unexpected_reply("fence"),
+            },
+        )),
+        _ => Step::Done(Err(Error::unexpected_reply("fence"))),
+    }
+}
+
+/// The elements of an array of strings.
+pub(crate) fn strings(reply: Frame) -> Option<Vec<bytes::Bytes>> {
+    let Frame::Array(elements) = reply else {
+        return None;
+    };
+    elements
+        .into_iter()
+        .map(|element| match element {
+            Frame::Bulk(bytes) => Some(bytes),
+            _ => None,
+        })
+        .collect()
+}
+
+pub(crate) fn done() -> Step {
+    Step::Done(Ok(Answer::Ok))
+}
+
+fn is_foreign(text: &[u8]) -> bool {
+    let has = |word: &[u8]| text.windows(word.len()).any(|window| window == word);
+    has(b"WRONGTYPE") || has(b"not an integer") || has(b"compare number with nil")
+}
+
+/// An error within a script stands in a longer text; before Redis 7 without the code in front.
+fn script_error(text: &[u8]) -> Error {
+    for code in ["OOM", "NOPERM", "READONLY", "MISCONF", "NOREPLICAS", "BUSY"] {
+        let text = String::from_utf8_lossy(text);
+        if let Some(at) = text.find(&format!("{code} ")) {
+            return Error::from_reply(text[at..].as_bytes());
+        }
+    }
+    Error::from_reply(text)
+}

@@ -1,0 +1,206 @@
+//! What travels through the engine: a request, the operation in it, and the one answer it gets.
+
+use std::hash::{DefaultHasher, Hasher};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::metrics::{Counter, OperationKind};
+use crate::resp::{Commands, Frame};
+
+/// One operation on Redis, in one step or several. A step is one atomic unit and one round trip.
+pub trait Operation: Send {
+    /// Which row of the statistics it counts for.
+    fn kind(&self) -> OperationKind;
+
+    /// What the operation is on. Operations on the same thing run in the order submitted.
+    fn affinity(&self) -> Affinity<'_>;
+
+    /// Writes the commands of the current step. Called again for the same step when it has to be
+    /// sent again (a script was unknown, or the bytes never left), so it must not change it.
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>);
+
+    /// Reads the replies, one for each command of the step.
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step;
+
+    /// About how many bytes of memory the operation holds.
+    fn size(&self) -> usize;
+}
+
+/// The hash of a client id or a topic filter. Two that collide only wait for each other.
+pub fn hash(name: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(name);
+    hasher.finish()
+}
+
+/// What an operation is on: hashes of client ids or topic filters.
+#[derive(Debug, Clone, Copy)]
+pub enum Affinity<'a> {
+    /// Nothing in particular.
+    None,
+    /// One client or filter.
+    One(u64),
+    /// Several.
+    Many(&'a [u64]),
+}
+
+impl<'a> Affinity<'a> {
+    /// Each of the things.
+    pub fn each(&self) -> &[u64] {
+        match self {
+            Affinity::None => &[],
+            Affinity::One(thing) => std::slice::from_ref(thing),
+            Affinity::Many(things) => things,
+        }
+    }
+}
+
+/// What follows a step.
+pub enum Step {
+    /// The operation is over.
+    Done(Result<Answer, Error>),
+    /// Another step, which `encode` now writes.
+    Again,
+    /// The server does not know a script: load them all, then the same step again.
+    LoadScripts,
+    /// A foreign value may be at one of these keys: move it out of the way, then answer this.
+    Repair(Vec<(Vec<u8>, &'static str)>, Error),
+}
+
+/// What an operation that succeeded gives its caller.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// Done.
+    Ok,
+    /// A number.
+    Count(u64),
+    /// A stored term.
+    Term(Bytes),
+    /// Stored messages, with their ids.
+    Messages(Vec<(Bytes, Bytes)>),
+    /// Client ids or topic filters.
+    Binaries(Vec<Bytes>),
+    /// The messages' ids that a full queue dropped.
+    Dropped(Vec<Bytes>),
+    /// The ids that each client's full queue dropped.
+    DroppedByClient(Vec<(Vec<u8>, Vec<Bytes>)>),
+    /// A session's new epoch, and the session.
+    Claimed(u64, Option<Bytes>),
+    /// Filters and the nodes that they lead to.
+    Routes(Vec<(Bytes, Bytes)>),
+    /// Redis's own reply.
+    Reply(Frame),
+    /// Redis's own replies.
+    Replies(Vec<Frame>),
+}
+
+/// Where the answer goes.
+pub trait Responder: Send {
+    /// Delivers the answer.
+    fn respond(self: Box<Self>, result: Result<Answer, Error>);
+
+    /// Whether nobody waits any more.
+    fn is_abandoned(&self) -> bool;
+}
+
+/// An operation on its way, and the certainty that it is answered exactly once.
+pub struct Request {
+    /// Numbers requests in the order in which they were submitted, from 1 on; 0 comes first.
+    pub(crate) id: u64,
+    pub(crate) operation: Box<dyn Operation>,
+    pub(crate) deadline: Instant,
+    pub(crate) submitted: Instant,
+    /// Whether a step of it is done, so that it may have changed something.
+    pub(crate) began: bool,
+    responder: Option<Box<dyn Responder>>,
+    size: usize,
+    load: Option<std::sync::Arc<crate::engine::Load>>,
+}
+
+impl Request {
+    /// A request for the engine.
+    pub fn new(
+        operation: Box<dyn Operation>,
+        deadline: Instant,
+        responder: Box<dyn Responder>,
+    ) -> Self {
+        Request {
+            id: 0,
+            size: operation.size(),
+            operation,
+            deadline,
+            submitted: Instant::now(),
+            began: false,
+            responder: Some(responder),
+            load: None,
+        }
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Counts the request as in flight until it is answered.
+    pub(crate) fn admit(&mut self, id: u64, load: std::sync::Arc<crate::engine::Load>) {
+        self.id = id;
+        self.load = Some(load);
+    }
+
+    /// Gives the request back unanswered: it was not accepted.
+    pub(crate) fn refuse(mut self) {
+        self.responder = None;
+    }
+
+    pub(crate) fn is_answered(&self) -> bool {
+        self.responder.is_none()
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.responder.as_ref().is_none_or(|it| it.is_abandoned())
+    }
+
+    /// Drops the request without an answer: nobody waits for one.
+    pub(crate) fn abandon(mut self, context: &Context) {
+        context.metrics.add(Counter::Abandoned, 1);
+        self.responder = None;
+        self.release();
+    }
+
+    /// Answers. Only the first answer is delivered.
+    pub(crate) fn answer(&mut self, context: &Context, result: Result<Answer, Error>) {
+        let Some(responder) = self.responder.take() else {
+            return;
+        };
+        self.release();
+        let kind = self.operation.kind();
+        context.metrics.finished(kind, self.submitted, &result);
+        deliver(responder, result);
+    }
+
+    fn release(&mut self) {
+        if let Some(load) = self.load.take() {
+            load.release(self.size);
+        }
+    }
+}
+
+impl Drop for Request {
+    /// A request that is lost on its way, by whatever defect, is answered all the same.
+    fn drop(&mut self) {
+        self.release();
+        if let Some(responder) = self.responder.take() {
+            deliver(responder, Err(Error::Internal("request dropped".into())));
+        }
+    }
+}
+
+/// A responder that panics must not take the connection's other requests with it.
+fn deliver(responder: Box<dyn Responder>, result: Result<Answer, Error>) {
+    if catch_unwind(AssertUnwindSafe(|| responder.respond(result))).is_err() {
+        tracing::error!("delivering an answer panicked");
+    }
+}

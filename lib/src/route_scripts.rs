@@ -1,0 +1,67 @@
+//! The scripts that keep and search the route table in Redis, and what each is called with.
+//!
+//! A route is a topic filter and a node. Every filter has its set of nodes and stands in the index of
+//! filters; a wildcard or shared filter has its place in the trie too, so that a match costs the levels of the
+//! topic name and not the number of filters. The scripts' headers say the rest.
+
+use crate::keys::Keys;
+use crate::topic::Filter;
+
+/// Adds a route: see [`add_route`].
+pub const ADD_ROUTE: &str = include_str!("scripts/add_route.lua");
+/// Deletes a route: see [`delete_route`].
+pub const DELETE_ROUTE: &str = include_str!("scripts/delete_route.lua");
+/// Finds routes: see [`match_routes`].
+pub const MATCH_ROUTES: &str = include_str!("scripts/match_routes.lua");
+
+/// What EVALSHA takes behind the script: the keys with their number, then the arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScriptCall {
+    /// The keys that the script declares; those that it derives share their slot.
+    pub keys: Vec<Vec<u8>>,
+    /// The other arguments.
+    pub args: Vec<Vec<u8>>,
+}
+
+/// The call of [`ADD_ROUTE`] for a [valid node](crate::keys::valid_node), at `now` in milliseconds.
+///
+/// It answers 1 if the route is new and 0 if it was there; calling it again changes nothing.
+pub fn add_route(keys: &Keys, filter: &Filter, node: &[u8], now: u64) -> ScriptCall {
+    let now = itoa::Buffer::new().format(now).as_bytes().to_vec();
+    change_route(keys, filter, node, Some(now))
+}
+
+/// The call of [`DELETE_ROUTE`].
+///
+/// It answers 1 if the route was there and 0 if not; calling it again changes nothing.
+pub fn delete_route(keys: &Keys, filter: &Filter, node: &[u8]) -> ScriptCall {
+    change_route(keys, filter, node, None)
+}
+
+/// The call of [`MATCH_ROUTES`] for a valid topic name.
+///
+/// It answers filter, node, filter, node and so on: each matching route once, in no order.
+pub fn match_routes(keys: &Keys, name: &str) -> ScriptCall {
+    let name = name.as_bytes();
+    ScriptCall {
+        keys: vec![keys.route(name), keys.trie()],
+        args: vec![name.to_vec(), keys.trie_routes(b"")],
+    }
+}
+
+fn change_route(keys: &Keys, filter: &Filter, node: &[u8], now: Option<Vec<u8>>) -> ScriptCall {
+    let full = filter.full.as_bytes();
+    let mut call = ScriptCall {
+        keys: vec![keys.route(full), keys.routes_index()],
+        args: vec![full.to_vec(), node.to_vec()],
+    };
+    call.args.extend(now);
+    if filter.needs_trie() {
+        let real = filter.real.as_bytes();
+        call.keys
+            .extend([keys.wildcards(), keys.trie(), keys.trie_routes(real)]);
+        call.args
+            .extend([keys.wildcard_member(full, node), real.to_vec()]);
+    }
+    call
+}

@@ -1,0 +1,203 @@
+//! Routes: which nodes have subscribers to what.
+
+use bytes::Bytes;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::keys::Keys;
+use crate::metrics::OperationKind;
+use crate::outcome::{done, read_reply, script_reply, strings, TypedKeys};
+use crate::request::{hash, Affinity, Answer, Operation, Step};
+use crate::resp::{Commands, Frame};
+use crate::route_scripts::{self, ScriptCall};
+use crate::scripts::{self, Script};
+use crate::topic::{parse_filter, validate_name, TopicError};
+
+/// Filters listed in one step.
+const TOPICS_STEP: u64 = 5000;
+
+fn encode(context: &Context, commands: &mut Commands<'_>, script: Script, call: &ScriptCall) {
+    let keys: Vec<&[u8]> = call.keys.iter().map(Vec::as_slice).collect();
+    let out = scripts::call(context, commands, script, &keys, call.args.len());
+    for argument in &call.args {
+        out.arg(argument);
+    }
+}
+
+/// The types of the keys that a change of this filter's routes touches.
+fn typed_keys(keys: &Keys, filter: &[u8]) -> TypedKeys {
+    let mut typed = vec![
+        (keys.route(filter), "set"),
+        (keys.routes_index(), "zset"),
+        (keys.wildcards(), "zset"),
+        (keys.trie(), "hash"),
+    ];
+    if let Ok(filter) = parse_filter(filter) {
+        typed.push((keys.trie_routes(filter.real.as_bytes()), "set"));
+    }
+    typed
+}
+
+/// Adds or deletes a route.
+pub struct ChangeRoute {
+    filter: Vec<u8>,
+    node: Vec<u8>,
+    adds: bool,
+}
+
+impl ChangeRoute {
+    /// Routes what matches `filter` to `node`, which must be a [valid
+    /// node](crate::keys::valid_node).
+    pub fn add(filter: Vec<u8>, node: Vec<u8>) -> Result<Self, TopicError> {
+        parse_filter(&filter)?;
+        Ok(ChangeRoute {
+            filter,
+            node,
+            adds: true,
+        })
+    }
+
+    /// Takes that route back.
+    pub fn delete(filter: Vec<u8>, node: Vec<u8>) -> Result<Self, TopicError> {
+        let route = ChangeRoute::add(filter, node)?;
+        Ok(ChangeRoute {
+            adds: false,
+            ..route
+        })
+    }
+}
+
+impl Operation for ChangeRoute {
+    fn kind(&self) -> OperationKind {
+        match self.adds {
+            true => OperationKind::AddRoute,
+            false => OperationKind::DeleteRoute,
+        }
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::One(hash(&self.filter))
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        let Ok(filter) = parse_filter(&self.filter) else {
+            return;
+        };
+        if self.adds {
+            let now = (context.clock.now_micros() / 1000).max(0) as u64;
+            let call = route_scripts::add_route(&context.keys, &filter, &self.node, now);
+            encode(context, commands, Script::AddRoute, &call);
+        } else {
+            let call = route_scripts::delete_route(&context.keys, &filter, &self.node);
+            encode(context, commands, Script::DeleteRoute, &call);
+        }
+    }
+
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        match script_reply(replies, || typed_keys(&context.keys, &self.filter)) {
+            Ok(Frame::Integer(_)) => done(),
+            Ok(_) => Step::Done(Err(Error::unexpected_reply("change_route"))),
+            Err(step) => step,
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.filter.len() + self.node.len()
+    }
+}
+
+/// Finds the routes that match a topic name.
+pub struct MatchRoutes {
+    name: Vec<u8>,
+}
+
+impl MatchRoutes {
+    /// For the topic name `name`.
+    pub fn new(name: Vec<u8>) -> Result<Self, TopicError> {
+        validate_name(&name)?;
+        Ok(MatchRoutes { name })
+    }
+}
+
+impl Operation for MatchRoutes {
+    fn kind(&self) -> OperationKind {
+        OperationKind::MatchRoutes
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::One(hash(&self.name))
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        let Ok(name) = validate_name(&self.name) else {
+            return;
+        };
+        let call = route_scripts::match_routes(&context.keys, name);
+        encode(context, commands, Script::MatchRoutes, &call);
+    }
+
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        let reply = match script_reply(replies, || typed_keys(&context.keys, &self.name)) {
+            Ok(reply) => strings(reply),
+            Err(step) => return step,
+        };
+        Step::Done(match reply {
+            Some(flat) if flat.len() % 2 == 0 => Ok(Answer::Routes(
+                flat.chunks_exact(2)
+                    .map(|pair| (pair[0].clone(), pair[1].clone()))
+                    .collect(),
+            )),
+            _ => Err(Error::unexpected_reply("match_routes")),
+        })
+    }
+
+    fn size(&self) -> usize {
+        self.name.len()
+    }
+}
+
+/// Lists every filter that has a route, in the order in which they were first added.
+#[derive(Default)]
+pub struct Topics {
+    found: Vec<Bytes>,
+}
+
+impl Operation for Topics {
+    fn kind(&self) -> OperationKind {
+        OperationKind::Topics
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::None
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        let from = self.found.len() as u64;
+        commands
+            .begin(4)
+            .arg(b"ZRANGE")
+            .arg(&context.keys.routes_index())
+            .int(from)
+            .int(from + TOPICS_STEP - 1);
+    }
+
+    fn decode(&mut self, _: &Context, replies: Vec<Frame>) -> Step {
+        let page = match read_reply(replies) {
+            Ok(page) => strings(page),
+            Err(step) => return step,
+        };
+        let Some(page) = page else {
+            return Step::Done(Err(Error::unexpected_reply("ZRANGE")));
+        };
+        let is_last = (page.len() as u64) < TOPICS_STEP;
+        self.found.extend(page);
+        if is_last {
+            return Step::Done(Ok(Answer::Binaries(std::mem::take(&mut self.found))));
+        }
+        Step::Again
+    }
+
+    fn size(&self) -> usize {
+        0
+    }
+}

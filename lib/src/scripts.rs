@@ -1,0 +1,95 @@
+//! The Lua scripts: where Redis itself has to decide.
+
+use std::sync::OnceLock;
+
+use crate::context::Context;
+use crate::resp::{Commands, Frame};
+
+macro_rules! scripts {
+    ($($variant:ident = [$($file:literal),+];)+) => {
+        /// A script. Each says in its own file what it takes, what it answers and what it costs.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Script { $(#[allow(missing_docs)] $variant,)+ }
+
+        impl Script {
+            /// All scripts, with the text that Redis is given.
+            pub const ALL: &'static [(Script, &'static str)] = &[
+                $((Script::$variant, concat!($(include_str!(concat!("scripts/", $file, ".lua"))),+)),)+
+            ];
+        }
+    };
+}
+
+scripts! {
+    SaveSession = ["fence", "save_session"];
+    ClaimSession = ["claim_session"];
+    DeleteSession = ["fence", "delete_session"];
+    ListSessions = ["expire_sessions", "list_sessions"];
+    SweepSessions = ["expire_sessions", "sweep_sessions"];
+    PlaceMessages = ["place_messages"];
+    StoreLimited = ["expire_messages", "store_limited"];
+    PageMessages = ["expire_messages", "page_messages"];
+    PruneMessages = ["prune_messages"];
+    AckMessages = ["fence", "ack_messages"];
+    DeleteMessages = ["fence", "delete_messages"];
+    SweepMessages = ["expire_messages", "sweep_messages"];
+    Quarantine = ["quarantine"];
+    AddRoute = ["add_route"];
+    DeleteRoute = ["delete_route"];
+    MatchRoutes = ["match_routes"];
+}
+
+/// The names that Redis gave the scripts. They depend on the text alone, so one answer holds for
+/// every server.
+#[derive(Debug, Default)]
+pub struct Names([OnceLock<Vec<u8>>; Script::ALL.len()]);
+
+impl Names {
+    /// Notes the answer to `SCRIPT LOAD`.
+    pub fn learn(&self, script: Script, reply: &Frame) -> bool {
+        match reply {
+            Frame::Bulk(name) if name.len() == 40 => {
+                let _ = self.0[script as usize].set(name.to_vec());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn get(&self, script: Script) -> &[u8] {
+        self.0[script as usize].get().map_or(b"", Vec::as_slice)
+    }
+}
+
+/// Writes `SCRIPT LOAD` for every script.
+pub fn load_all(commands: &mut Commands<'_>) {
+    for (_, text) in Script::ALL {
+        commands.command(&[b"SCRIPT", b"LOAD", text.as_bytes()]);
+    }
+}
+
+/// Begins an `EVALSHA`; `arguments` of them must follow, keys first.
+pub fn call<'c, 'a>(
+    context: &Context,
+    commands: &'c mut Commands<'a>,
+    script: Script,
+    keys: &[&[u8]],
+    arguments: usize,
+) -> &'c mut Commands<'a> {
+    commands
+        .begin(3 + keys.len() + arguments)
+        .arg(b"EVALSHA")
+        .arg(context.scripts.get(script))
+        .int(keys.len());
+    for key in keys {
+        commands.arg(key);
+    }
+    commands
+}
+
+/// Whether the reply says that the server does not know the script.
+pub fn is_unknown(reply: &Frame) -> bool {
+    reply
+        .error()
+        .is_some_and(|text| text.starts_with(b"NOSCRIPT"))
+}

@@ -1,0 +1,15 @@
+-- Takes messages out of queue and indexes that are found to be gone.
+-- KEYS: msgq, sync:messages, expiry:messages
+-- ARGV: 1 what stands before a member in a message's key, then for each message: id, member
+-- Answers how many were removed. Cost: O(log N) a message.
+local call = redis.call
+local removed = 0
+for i = 2, #ARGV, 2 do
+  if call('EXISTS', ARGV[1] .. ARGV[i + 1]) == 0 then
+    call('ZREM', KEYS[1], ARGV[i])
+    call('ZREM', KEYS[2], ARGV[i + 1])
+    call('ZREM', KEYS[3], ARGV[i + 1])
+    removed = removed + 1
+  end
+end
+return removed

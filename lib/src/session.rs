@@ -1,0 +1,322 @@
+//! Sessions: what the operations on them ask Redis, and how they read its replies.
+
+use bytes::Bytes;
+
+use crate::config::Ttl;
+use crate::context::{Context, EPOCH_GRACE_SECONDS};
+use crate::error::Error;
+use crate::metrics::OperationKind;
+use crate::outcome::{done, fenced, read_reply, script_reply, strings, TypedKeys};
+use crate::request::{hash, Affinity, Answer, Operation, Step};
+use crate::resp::{Commands, Frame};
+use crate::scripts::{self, Script};
+
+const EPOCH_GRACE_MS: u64 = EPOCH_GRACE_SECONDS * 1000;
+/// Client ids asked for in one step of a list.
+const LIST_STEP: u64 = 1000;
+
+fn typed_keys(context: &Context, client: &[u8]) -> TypedKeys {
+    vec![
+        (context.keys.session(client), "hash"),
+        (context.keys.epoch(client), "string"),
+        (context.keys.sessions_index(), "zset"),
+        (context.keys.sessions_expiry(), "zset"),
+    ]
+}
+
+fn refs(keys: &TypedKeys) -> Vec<&[u8]> {
+    keys.iter().map(|(key, _)| key.as_slice()).collect()
+}
+
+/// Writes an epoch as scripts take it: nothing for none.
+pub(crate) fn epoch_arg(out: &mut Commands<'_>, epoch: Option<u64>) {
+    match epoch {
+        Some(epoch) => out.int(epoch),
+        None => out.arg(b""),
+    };
+}
+
+/// Writes a session and what belongs to it.
+pub struct SaveSession {
+    /// Whose session.
+    pub client: Vec<u8>,
+    /// The encoded session.
+    pub data: Vec<u8>,
+    /// Its own time to live.
+    pub ttl: Option<Ttl>,
+    /// The epoch that the caller holds.
+    pub epoch: Option<u64>,
+}
+
+impl Operation for SaveSession {
+    fn kind(&self) -> OperationKind {
+        OperationKind::SaveSession
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::One(hash(&self.client))
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        let keys = typed_keys(context, &self.client);
+        let now = context.clock.now_micros();
+        let ttl = context.session_ttl(self.ttl);
+        let out = scripts::call(context, commands, Script::SaveSession, &refs(&keys), 9);
+        out.arg(&self.client).arg(&self.data).int(now / 1_000_000);
+        match ttl {
+            Some(ttl) => out.int(now / 1_000_000 + ttl as i64),
+            None => out.arg(b"infinity"),
+        };
+        out.int(now / 1000);
+        match ttl {
+            Some(ttl) => out.int(now / 1000 + ttl as i64 * 1000),
+            None => out.arg(b"+inf"),
+        };
+        out.arg(&context.node);
+        epoch_arg(out, self.epoch);
+        match ttl {
+            Some(ttl) => out.int(ttl * 1000 + EPOCH_GRACE_MS),
+            None => out.arg(b""),
+        };
+    }
+
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        match script_reply(replies, || typed_keys(context, &self.client)) {
+            Ok(reply) => fenced(reply, |_| done()),
+            Err(step) => step,
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.client.len() + self.data.len()
+    }
+}
+
+/// Reads a session.
+pub struct LoadSession {
+    /// Whose session.
+    pub client: Vec<u8>,
+}
+
+impl Operation for LoadSession {
+    fn kind(&self) -> OperationKind {
+        OperationKind::LoadSession
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::One(hash(&self.client))
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        commands.command(&[b"HGET", &context.keys.session(&self.client), b"data"]);
+    }
+
+    fn decode(&mut self, _: &Context, replies: Vec<Frame>) -> Step {
+        match read_reply(replies) {
+            Ok(Frame::Bulk(data)) => Step::Done(Ok(Answer::Term(data))),
+            Ok(Frame::Nil) => Step::Done(Err(Error::NotFound)),
+            Ok(_) => Step::Done(Err(Error::unexpected_reply("HGET"))),
+            Err(step) => step,
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.client.len()
+    }
+}
+
+/// Deletes a session.
+pub struct DeleteSession {
+    /// Whose session.
+    pub client: Vec<u8>,
+    /// The epoch that the caller holds.
+    pub epoch: Option<u64>,
+}
+
+impl Operation for DeleteSession {
+    fn kind(&self) -> OperationKind {
+        OperationKind::DeleteSession
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::One(hash(&self.client))
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        let keys = typed_keys(context, &self.client);
+        let out = scripts::call(context, commands, Script::DeleteSession, &refs(&keys), 3);
+        out.arg(&self.client);
+        epoch_arg(out, self.epoch);
+        out.int(EPOCH_GRACE_MS);
+    }
+
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        match script_reply(replies, || typed_keys(context, &self.client)) {
+            Ok(reply) => fenced(reply, |_| done()),
+            Err(step) => step,
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.client.len()
+    }
+}
+
+/// Raises a session's epoch and reads the session.
+pub struct ClaimSession {
+    /// Whose session.
+    pub client: Vec<u8>,
+}
+
+impl Operation for ClaimSession {
+    fn kind(&self) -> OperationKind {
+        OperationKind::ClaimSession
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::One(hash(&self.client))
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        let keys = typed_keys(context, &self.client);
+        scripts::call(
+            context,
+            commands,
+            Script::ClaimSession,
+            &refs(&keys)[..2],
+            1,
+        )
+        .int(EPOCH_GRACE_MS);
+    }
+
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        let reply = match script_reply(replies, || typed_keys(context, &self.client)) {
+            Ok(Frame::Array(reply)) => reply,
+            Ok(_) => return Step::Done(Err(Error::unexpected_reply("claim_session"))),
+            Err(step) => return step,
+        };
+        // A Lua array ends before its first false, which is how a missing session comes back.
+        Step::Done(match (reply.first(), reply.get(1)) {
+            (Some(Frame::Integer(epoch)), None | Some(Frame::Nil)) => {
+                Ok(Answer::Claimed(*epoch as u64, None))
+            }
+            (Some(Frame::Integer(epoch)), Some(Frame::Bulk(data))) => {
+                Ok(Answer::Claimed(*epoch as u64, Some(data.clone())))
+            }
+            _ => Err(Error::unexpected_reply("claim_session")),
+        })
+    }
+
+    fn size(&self) -> usize {
+        self.client.len()
+    }
+}
+
+/// Lists client ids, oldest save first.
+pub struct ListSessions {
+    limit: u64,
+    offset: u64,
+    found: Vec<Bytes>,
+}
+
+impl ListSessions {
+    /// At most `limit` client ids, after the first `offset`.
+    pub fn new(limit: u64, offset: u64) -> Self {
+        ListSessions {
+            limit,
+            offset,
+            found: Vec::new(),
+        }
+    }
+
+    fn step(&self) -> u64 {
+        (self.limit - self.found.len() as u64).min(LIST_STEP)
+    }
+}
+
+impl Operation for ListSessions {
+    fn kind(&self) -> OperationKind {
+        OperationKind::ListSessions
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::None
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        if self.step() == 0 {
+            return;
+        }
+        let (index, expiry) = (
+            context.keys.sessions_index(),
+            context.keys.sessions_expiry(),
+        );
+        scripts::call(
+            context,
+            commands,
+            Script::ListSessions,
+            &[&index, &expiry],
+            3,
+        )
+        .arg(&context.keys.session(b""))
+        .int(self.offset + self.found.len() as u64)
+        .int(self.step());
+    }
+
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        if self.step() == 0 {
+            return Step::Done(Ok(Answer::Binaries(std::mem::take(&mut self.found))));
+        }
+        let keys = || typed_keys(context, b"").split_off(2);
+        let page = match script_reply(replies, keys) {
+            Ok(Frame::Integer(-1)) => return Step::Again,
+            Ok(page) => page,
+            Err(step) => return step,
+        };
+        let Some(page) = strings(page) else {
+            return Step::Done(Err(Error::unexpected_reply("list_sessions")));
+        };
+        let is_last = (page.len() as u64) < self.step();
+        self.found.extend(page);
+        if is_last || self.step() == 0 {
+            return Step::Done(Ok(Answer::Binaries(std::mem::take(&mut self.found))));
+        }
+        Step::Again
+    }
+
+    fn size(&self) -> usize {
+        std::mem::size_of::<Self>()
+    }
+}
+
+/// Counts the sessions that have not expired.
+pub struct CountSessions;
+
+impl Operation for CountSessions {
+    fn kind(&self) -> OperationKind {
+        OperationKind::CountSessions
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::None
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        // A session that expires this very millisecond is gone.
+        let now = format!("({}", context.clock.now_micros() / 1000);
+        let expiry = context.keys.sessions_expiry();
+        commands.command(&[b"ZCOUNT", &expiry, now.as_bytes(), b"+inf"]);
+    }
+
+    fn decode(&mut self, _: &Context, replies: Vec<Frame>) -> Step {
+        match read_reply(replies) {
+            Ok(Frame::Integer(count)) => Step::Done(Ok(Answer::Count(count as u64))),
+            Ok(_) => Step::Done(Err(Error::unexpected_reply("ZCOUNT"))),
+            Err(step) => step,
+        }
+    }
+
+    fn size(&self) -> usize {
+        0
+    }
+}

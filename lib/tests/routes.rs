@@ -1,0 +1,448 @@
+//! The route table's scripts on a real server, against the rules of `topic` applied to a plain list.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use emqx_redis_core::keys::Keys;
+use emqx_redis_core::route_scripts::{self, ScriptCall, ADD_ROUTE, DELETE_ROUTE, MATCH_ROUTES};
+use emqx_redis_core::topic::{self, parse_filter, validate_name};
+use proptest::prelude::*;
+use redis::{Connection, FromRedisValue, RedisResult};
+use support::RedisServer;
+
+type Route = (String, String);
+
+/// The route table in a Redis.
+struct Table {
+    keys: Keys,
+    redis: Connection,
+    now: u64,
+}
+
+impl Table {
+    fn new(server: &RedisServer, prefix: &str) -> Self {
+        Table {
+            keys: Keys::new(prefix),
+            redis: server.connection(),
+            now: 1_000,
+        }
+    }
+
+    fn run<T: FromRedisValue>(&mut self, script: &str, call: &ScriptCall) -> RedisResult<T> {
+        let script = redis::Script::new(script);
+        let mut invocation = script.prepare_invoke();
+        for key in &call.keys {
+            invocation.key(&key[..]);
+        }
+        for arg in &call.args {
+            invocation.arg(&arg[..]);
+        }
+        invocation.invoke(&mut self.redis)
+    }
+
+    fn try_add(&mut self, filter: &str, node: &str) -> RedisResult<u8> {
+        let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
+        self.now += 1;
+        let call = route_scripts::add_route(&self.keys, &filter, node.as_bytes(), self.now);
+        self.run(ADD_ROUTE, &call)
+    }
+
+    fn try_delete(&mut self, filter: &str, node: &str) -> RedisResult<u8> {
+        let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
+        let call = route_scripts::delete_route(&self.keys, &filter, node.as_bytes());
+        self.run(DELETE_ROUTE, &call)
+    }
+
+    fn try_match(&mut self, name: &str) -> RedisResult<Vec<Route>> {
+        let name = validate_name(name.as_bytes()).expect("a valid name");
+        let call = route_scripts::match_routes(&self.keys, name);
+        self.run(MATCH_ROUTES, &call)
+    }
+
+    fn add(&mut self, filter: &str, node: &str) -> bool {
+        self.try_add(filter, node).expect("an answer") == 1
+    }
+
+    fn delete(&mut self, filter: &str, node: &str) -> bool {
+        self.try_delete(filter, node).expect("an answer") == 1
+    }
+
+    fn matching(&mut self, name: &str) -> Vec<Route> {
+        let mut routes = self.try_match(name).expect("an answer");
+        routes.sort();
+        routes
+    }
+
+    fn command<T: FromRedisValue>(&mut self, command: &[&[u8]]) -> T {
+        let mut cmd = redis::Cmd::new();
+        for part in command {
+            cmd.arg(*part);
+        }
+        cmd.query(&mut self.redis).expect("an answer")
+    }
+
+    fn members(&mut self, index: &[u8]) -> BTreeSet<String> {
+        self.command(&[b"ZRANGE", index, b"0", b"-1"])
+    }
+
+    fn key_count(&mut self) -> usize {
+        self.command(&[b"DBSIZE"])
+    }
+
+    /// Everything in the database, key by key.
+    fn dump(&mut self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let keys: Vec<Vec<u8>> = self.command(&[b"KEYS", b"*"]);
+        keys.into_iter()
+            .map(|key| (key.clone(), self.command(&[b"DUMP", &key])))
+            .collect()
+    }
+}
+
+fn route(filter: &str, node: &str) -> Route {
+    (filter.to_owned(), node.to_owned())
+}
+
+/// What the table should hold, and the slow way to search it.
+#[derive(Default)]
+struct Model(BTreeSet<Route>);
+
+impl Model {
+    fn matching(&self, name: &str) -> Vec<Route> {
+        let matches = |filter: &str| {
+            let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
+            topic::matches(name, filter.real)
+        };
+        self.0
+            .iter()
+            .filter(|(filter, _)| matches(filter))
+            .cloned()
+            .collect()
+    }
+
+    fn filters(&self) -> BTreeSet<String> {
+        self.0.iter().map(|(filter, _)| filter.clone()).collect()
+    }
+
+    fn wildcards(&self) -> BTreeSet<String> {
+        let needs_trie = |filter: &str| parse_filter(filter.as_bytes()).unwrap().needs_trie();
+        let routes = self.0.iter().filter(|(filter, _)| needs_trie(filter));
+        routes
+            .map(|(filter, node)| format!("{filter}|{node}"))
+            .collect()
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Add(String, &'static str),
+    Delete(String, &'static str),
+    Match(String),
+}
+
+fn filter() -> impl Strategy<Value = String> {
+    let level = prop::sample::select(vec![
+        "a",
+        "a",
+        "b",
+        "",
+        "+",
+        "+",
+        "é",
+        "$SYS",
+        "a|b",
+        "%2F",
+        "next",
+        "0",
+        "wildcards",
+        " ",
+    ]);
+    let levels = prop_oneof![
+        9 => prop::collection::vec(level, 1..5),
+        1 => Just(vec![]),
+    ];
+    let share = prop::sample::select(vec!["", "", "", "$share/g/", "$share/g|h/", "$share/$SYS/"]);
+    (share, levels, any::<bool>())
+        .prop_map(|(share, mut levels, multi_level)| {
+            if multi_level || levels.is_empty() {
+                levels.push("#");
+            }
+            format!("{share}{}", levels.join("/"))
+        })
+        .prop_filter("a filter is not empty", |filter| {
+            parse_filter(filter.as_bytes()).is_ok()
+        })
+}
+
+fn name() -> impl Strategy<Value = String> {
+    let level = prop::sample::select(vec![
+        "a",
+        "a",
+        "b",
+        "",
+        "é",
+        "$SYS",
+        "a|b",
+        "%2F",
+        "next",
+        "wildcards",
+        " ",
+        "c",
+    ]);
+    let levels = prop::collection::vec(level, 1..6).prop_map(|levels| levels.join("/"));
+    prop_oneof![
+        15 => levels,
+        1 => Just("$share/g/a".to_owned()),
+    ]
+    .prop_filter("a name is not empty", |name| !name.is_empty())
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let nodes = || {
+        prop::sample::select(vec!["n1@h", "n2@h", ""]).prop_map(|node| {
+            if node.is_empty() {
+                "é %"
+            } else {
+                node
+            }
+        })
+    };
+    // Few filters, used again and again: what matters is what they share.
+    (prop::collection::vec(filter(), 1..12), 1..60usize).prop_flat_map(move |(filters, count)| {
+        let one = || prop::sample::select(filters.clone());
+        let step = prop_oneof![
+            3 => (one(), nodes()).prop_map(|(filter, node)| Step::Add(filter, node)),
+            2 => (one(), nodes()).prop_map(|(filter, node)| Step::Delete(filter, node)),
+            2 => name().prop_map(Step::Match),
+            // A filter without wildcards is a name that is sure to be interesting.
+            1 => one().prop_map(|filter| Step::Match(filter.replace('+', "a").replace('#', "b/a"))),
+        ];
+        prop::collection::vec(step, count)
+    })
+}
+
+#[test]
+fn the_table_does_as_a_plain_list_does() {
+    let server = RedisServer::start();
+    for prefix in ["", "{p}:"] {
+        let table = std::cell::RefCell::new(Table::new(&server, prefix));
+        proptest!(ProptestConfig::with_cases(600), |(steps in steps())| {
+            let table = &mut *table.borrow_mut();
+            let mut model = Model::default();
+            for step in steps {
+                match step {
+                    Step::Add(filter, node) => {
+                        let new = model.0.insert(route(&filter, node));
+                        prop_assert_eq!(table.add(&filter, node), new);
+                    }
+                    Step::Delete(filter, node) => {
+                        let known = model.0.remove(&route(&filter, node));
+                        prop_assert_eq!(table.delete(&filter, node), known);
+                    }
+                    Step::Match(name) => {
+                        prop_assert_eq!(table.matching(&name), model.matching(&name), "{}", name);
+                    }
+                }
+            }
+            let (routes, wildcards) = (table.keys.routes_index(), table.keys.wildcards());
+            prop_assert_eq!(table.members(&routes), model.filters());
+            prop_assert_eq!(table.members(&wildcards), model.wildcards());
+            for (filter, node) in &model.0 {
+                prop_assert!(table.delete(filter, node));
+            }
+            prop_assert_eq!(table.key_count(), 0, "something is left");
+        });
+    }
+}
+
+#[test]
+fn adding_again_changes_nothing() {
+    let server = RedisServer::start();
+    let mut table = Table::new(&server, "");
+    for filter in ["a", "a/+", "$share/g/a", "$share/g/a/+"] {
+        assert!(table.add(filter, "n1"));
+        let before = table.dump();
+        assert!(!table.add(filter, "n1"));
+        assert_eq!(table.dump(), before);
+        assert!(!table.delete(filter, "n2"));
+        assert_eq!(table.dump(), before);
+    }
+}
+
+#[test]
+fn adding_again_repairs_what_went_missing() {
+    let server = RedisServer::start();
+    let mut table = Table::new(&server, "");
+    let filters = ["a/+/b", "$share/g/a/+/b", "a/#"];
+    for filter in filters {
+        table.add(filter, "n1");
+    }
+    let whole = table.matching("a/x/b");
+    let keys: Vec<Vec<u8>> = table.command(&[b"KEYS", b"*"]);
+    for key in keys {
+        let _: i64 = table.command(&[b"DEL", &key]);
+        for filter in filters {
+            table.add(filter, "n1");
+        }
+        assert_eq!(
+            table.matching("a/x/b"),
+            whole,
+            "without {}",
+            String::from_utf8_lossy(&key)
+        );
+    }
+    for filter in filters {
+        table.delete(filter, "n1");
+    }
+    assert_eq!(table.key_count(), 0);
+}
+
+/// A foreign value at any of our keys is an error that has changed nothing, and is over when it is gone.
+#[test]
+fn a_foreign_value_fails_the_call_whole() {
+    let server = RedisServer::start();
+    for filter in ["a", "a/+/b", "$share/g/a"] {
+        let mut table = Table::new(&server, "");
+        table.add(filter, "n1");
+        let keys: Vec<Vec<u8>> = table.command(&[b"KEYS", b"*"]);
+        for key in keys {
+            let planted: &[&[u8]] = match &key[..] {
+                b"trie" => &[b"SADD", &key, b"x"],
+                _ => &[b"HSET", &key, b"x", b"y"],
+            };
+            for other_routes in [false, true] {
+                let _: () = table.command(&[b"FLUSHALL"]);
+                if other_routes {
+                    table.add(filter, "n2");
+                    let _: i64 = table.command(&[b"DEL", &key]);
+                }
+                let _: i64 = table.command(planted);
+                let before = table.dump();
+                let planted_at = String::from_utf8_lossy(&key).into_owned();
+                let error = table.try_add(filter, "n1").expect_err(&planted_at);
+                assert!(error.to_string().contains("WRONGTYPE"), "{error}");
+                assert_eq!(table.dump(), before, "{filter} with {planted_at}");
+
+                let _: i64 = table.command(&[b"DEL", &key]);
+                assert!(table.add(filter, "n1"));
+                let _: i64 = table.command(&[b"DEL", &key]);
+                let _: i64 = table.command(planted);
+                let before = table.dump();
+                if table.try_delete(filter, "n1").is_err() {
+                    assert_eq!(table.dump(), before, "{filter} with {planted_at}");
+                }
+                let _: i64 = table.command(&[b"DEL", &key]);
+                table.add(filter, "n1");
+                table.delete(filter, "n1");
+                table.delete(filter, "n2");
+                assert_eq!(table.key_count(), 0, "{filter} with {planted_at}");
+            }
+        }
+        let _: () = table.command(&[b"FLUSHALL"]);
+    }
+}
+
+#[test]
+fn a_name_like_an_index_is_a_name() {
+    let server = RedisServer::start();
+    let mut table = Table::new(&server, "");
+    table.add("wildcards", "n1");
+    table.add("+", "n1");
+    assert_eq!(
+        table.matching("wildcards"),
+        [route("+", "n1"), route("wildcards", "n1")]
+    );
+    assert_eq!(
+        table.members(b"route:wildcards"),
+        BTreeSet::from(["+|n1".to_owned()])
+    );
+    assert_eq!(
+        table.command::<Vec<String>>(&[b"SMEMBERS", b"route:%77ildcards"]),
+        ["n1"]
+    );
+}
+
+/// Names and filters as long and as deep as MQTT allows: time and memory grow with their length alone.
+#[test]
+fn the_deepest_topics_are_served() {
+    let server = RedisServer::start();
+    let mut table = Table::new(&server, "");
+    let slashes = "/".repeat(topic::MAX_BYTES);
+    let plus_signs = format!("{}+", "+/".repeat(topic::MAX_BYTES / 2));
+    let prolonged = format!("{}#", "/".repeat(topic::MAX_BYTES - 1));
+    let long_level = "x".repeat(topic::MAX_BYTES - 2);
+
+    // Nothing matches beyond the first levels.
+    table.add("/+/a", "n1");
+    table.add("+/#", "n1");
+    let started = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(table.matching(&slashes), [route("+/#", "n1")]);
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+
+    // Everything does.
+    let filters = [
+        prolonged.as_str(),
+        plus_signs.as_str(),
+        &format!("+/{long_level}"),
+    ];
+    for filter in filters {
+        assert!(table.add(filter, "n1"));
+        assert!(!table.add(filter, "n1"));
+    }
+    let used: usize = table.command(&[b"MEMORY", b"USAGE", b"trie", b"SAMPLES", b"0"]);
+    assert!(used < 32 << 20, "the trie takes {used} bytes");
+    assert_eq!(
+        table.matching(&slashes),
+        [route("+/#", "n1"), route(&prolonged, "n1")]
+    );
+    let name = vec!["b"; topic::MAX_BYTES / 2 + 1].join("/");
+    assert_eq!(
+        table.matching(&name),
+        [route("+/#", "n1"), route(&plus_signs, "n1")]
+    );
+    let name = format!("y/{long_level}");
+    assert_eq!(
+        table.matching(&name),
+        [route("+/#", "n1"), route(&format!("+/{long_level}"), "n1")]
+    );
+    for filter in filters.into_iter().chain(["/+/a", "+/#"]) {
+        assert!(table.delete(filter, "n1"));
+    }
+    assert_eq!(table.key_count(), 0);
+}
+
+/// All 8,192 filters of thirteen levels `a` or `+`: as many trie nodes match at the last level, in more than one
+/// HMGET.
+#[test]
+fn filters_that_branch_at_each_level_all_match() {
+    let server = RedisServer::start();
+    let mut table = Table::new(&server, "");
+    let filters: BTreeSet<String> = (0..8192)
+        .map(|bits| {
+            let level = |i: u32| if bits >> i & 1 == 1 { "+" } else { "a" };
+            (0..13).map(level).collect::<Vec<_>>().join("/")
+        })
+        .collect();
+    for filter in &filters {
+        table.add(filter, "n1");
+    }
+    let name = ["a"; 13].join("/");
+    let found: BTreeSet<String> = table
+        .matching(&name)
+        .into_iter()
+        .map(|(filter, _)| filter)
+        .collect();
+    assert_eq!(found, filters);
+    assert_eq!(table.matching(&format!("{name}/a")), []);
+    for filter in &filters {
+        table.delete(filter, "n1");
+    }
+    assert_eq!(table.key_count(), 0);
+}

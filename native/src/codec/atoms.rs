@@ -1,0 +1,95 @@
+//! Atoms to UTF-8 and back. New ones are made only within a budget.
+//!
+//! BEAM never frees an atom and dies when its table is full, so bytes from outside must not name
+//! new ones without end. The NIF API reads and makes atoms in Latin-1 (UTF-8 only since OTP 26);
+//! names beyond that go through the external term format, on every OTP.
+
+use super::build::{self, New};
+use super::error::DecodeError;
+use super::external::External;
+use super::view::{self, AtomBuffer};
+use super::writer::Writer;
+use rustler::{Env, Term};
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How many new atoms decoding may make in the life of the VM.
+const NEW_ATOMS: u64 = 10_000;
+
+/// More characters than that make no atom.
+const MAX_CHARACTERS: usize = 255;
+
+static ATOMS_LEFT: AtomicU64 = AtomicU64::new(NEW_ATOMS);
+
+/// How many new atoms decoding may still make. Atoms that exist are free.
+pub(crate) fn atoms_left() -> u64 {
+    ATOMS_LEFT.load(Ordering::Relaxed)
+}
+
+/// Takes one from the budget, for something that the VM will keep for ever.
+pub(super) fn take_from_budget() -> Result<(), DecodeError> {
+    ATOMS_LEFT
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(1)
+        })
+        .map(drop)
+        .map_err(|_| DecodeError::AtomBudget)
+}
+
+/// Writes an atom as a string. `None` if the VM does not tell its name.
+#[inline(never)]
+pub(super) fn write_atom(out: &mut Writer, atom: Term<'_>) -> Option<()> {
+    let mut buffer = AtomBuffer::uninit();
+    match view::atom_latin1(atom, &mut buffer) {
+        Some(name) if name.is_ascii() => out.str(name),
+        Some(name) => {
+            let name: String = name.iter().map(|&byte| char::from(byte)).collect();
+            out.str(name.as_bytes());
+        }
+        None => match External::parse(&view::external(atom)?)? {
+            External::Atom(name) => out.str(name.as_bytes()),
+            _ => return None,
+        },
+    }
+    Some(())
+}
+
+/// The atom of that name, which must be UTF-8.
+pub(crate) fn make_atom<'a>(env: Env<'a>, name: &[u8]) -> Result<Term<'a>, DecodeError> {
+    if name.is_ascii() {
+        if name.len() > MAX_CHARACTERS {
+            return Err(DecodeError::AtomTooLong);
+        }
+        return make_latin1(env, name);
+    }
+    let name = std::str::from_utf8(name).map_err(|_| DecodeError::AtomNotUtf8)?;
+    make_beyond_ascii(env, name)
+}
+
+#[cold]
+#[inline(never)]
+fn make_beyond_ascii<'a>(env: Env<'a>, name: &str) -> Result<Term<'a>, DecodeError> {
+    if name.chars().nth(MAX_CHARACTERS).is_some() {
+        return Err(DecodeError::AtomTooLong);
+    }
+    let latin1: Option<Vec<u8>> = name.chars().map(|c| u8::try_from(c).ok()).collect();
+    match latin1 {
+        Some(name) => make_latin1(env, &name),
+        None => {
+            let bytes = External::Atom(Cow::Borrowed(name)).to_bytes();
+            if let Some(atom) = build::from_external(env, &bytes, New::Refused) {
+                return Ok(atom);
+            }
+            take_from_budget()?;
+            build::from_external(env, &bytes, New::Allowed).ok_or(DecodeError::AtomNotUtf8)
+        }
+    }
+}
+
+fn make_latin1<'a>(env: Env<'a>, name: &[u8]) -> Result<Term<'a>, DecodeError> {
+    if let Some(atom) = build::existing_atom(env, name) {
+        return Ok(atom);
+    }
+    take_from_budget()?;
+    Ok(build::new_atom(env, name))
+}

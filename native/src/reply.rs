@@ -1,0 +1,179 @@
+//! From an answer to the one message that a caller gets.
+
+use emqx_redis_core::error::Error;
+use emqx_redis_core::request::{Answer, Responder};
+use emqx_redis_core::resp::Frame;
+use rustler::env::SavedTerm;
+use rustler::{Encoder, Env, LocalPid, OwnedEnv, Term};
+
+use crate::codec;
+use crate::error_term::{binary, encode_error};
+use crate::{atoms, codec::make_atom};
+
+/// An answer of more bytes is built beside the engine's thread, which others wait for.
+const LARGE: usize = 64 * 1024;
+
+/// The process that waits for `{emqx_redis_reply, Ref, Result}`.
+pub(crate) struct Caller {
+    pid: LocalPid,
+    env: OwnedEnv,
+    reference: SavedTerm,
+}
+
+impl Caller {
+    pub(crate) fn new(pid: LocalPid, reference: Term<'_>) -> Self {
+        let env = OwnedEnv::new();
+        let reference = env.save(reference);
+        Caller {
+            pid,
+            env,
+            reference,
+        }
+    }
+
+    fn send(mut self, result: Result<Answer, Error>) {
+        let reference = self.reference;
+        // The only way to fail is that the process is gone.
+        let _ = self.env.send_and_clear(&self.pid, |env| {
+            let result = match result.and_then(|answer| encode_answer(env, answer)) {
+                Ok(term) => term,
+                Err(error) => (atoms::error(), encode_error(env, &error)).encode(env),
+            };
+            (atoms::emqx_redis_reply(), reference.load(env), result).encode(env)
+        });
+    }
+}
+
+impl Responder for Caller {
+    fn respond(self: Box<Self>, result: Result<Answer, Error>) {
+        let is_large = result.as_ref().is_ok_and(|answer| size(answer) > LARGE);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if is_large => drop(runtime.spawn_blocking(move || self.send(result))),
+            _ => self.send(result),
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        !self.env.run(|env| self.pid.is_alive(env))
+    }
+}
+
+/// About how much work it is to build the term.
+fn size(answer: &Answer) -> usize {
+    const ELEMENT: usize = 16;
+    fn frame(reply: &Frame) -> usize {
+        match reply {
+            Frame::Bulk(bytes) | Frame::Simple(bytes) | Frame::Error(bytes) => bytes.len(),
+            Frame::Array(elements) => elements.iter().map(|it| ELEMENT + frame(it)).sum(),
+            Frame::Integer(_) | Frame::Nil => 0,
+        }
+    }
+    match answer {
+        Answer::Ok | Answer::Count(_) | Answer::Dropped(_) | Answer::DroppedByClient(_) => 0,
+        Answer::Term(bytes) => bytes.len(),
+        Answer::Claimed(_, session) => session.as_ref().map_or(0, |bytes| bytes.len()),
+        Answer::Messages(messages) => messages.iter().map(|(_, value)| value.len()).sum(),
+        Answer::Binaries(all) => all.iter().map(|bytes| ELEMENT + bytes.len()).sum(),
+        Answer::Routes(routes) => routes
+            .iter()
+            .map(|(filter, _)| ELEMENT + filter.len())
+            .sum(),
+        Answer::Reply(reply) => frame(reply),
+        Answer::Replies(replies) => replies.iter().map(frame).sum(),
+    }
+}
+
+fn encode_answer<'a>(env: Env<'a>, answer: Answer) -> Result<Term<'a>, Error> {
+    let value = match answer {
+        Answer::Ok => return Ok(atoms::ok().to_term(env)),
+        Answer::Count(count) => count.encode(env),
+        Answer::Term(bytes) => decode(env, &bytes, None)?,
+        Answer::Messages(messages) => {
+            let terms: Result<Vec<Term<'a>>, Error> = messages
+                .iter()
+                .map(|(id, value)| decode(env, value, Some(id)))
+                .collect();
+            terms?.encode(env)
+        }
+        Answer::Binaries(all) => binaries(env, &all),
+        Answer::Dropped(ids) => map(env, &[(atoms::dropped(), binaries(env, &ids))]),
+        Answer::DroppedByClient(clients) => {
+            let clients: Vec<(Term<'a>, Term<'a>)> = clients
+                .iter()
+                .map(|(client, ids)| (binary(env, client), binaries(env, ids)))
+                .collect();
+            map(env, &[(atoms::dropped(), clients.encode(env))])
+        }
+        Answer::Claimed(epoch, session) => {
+            let session = match session {
+                Some(bytes) => decode(env, &bytes, None)?,
+                None => atoms::undefined().to_term(env),
+            };
+            let epoch = epoch.encode(env);
+            map(env, &[(atoms::epoch(), epoch), (atoms::session(), session)])
+        }
+        Answer::Routes(routes) => {
+            let terms: Result<Vec<Term<'a>>, Error> = routes
+                .iter()
+                .map(|(filter, node)| {
+                    let node = make_atom(env, node).map_err(|error| undecodable(error, None))?;
+                    Ok((binary(env, filter), node).encode(env))
+                })
+                .collect();
+            terms?.encode(env)
+        }
+        Answer::Reply(reply) => encode_frame(env, &reply),
+        Answer::Replies(replies) => {
+            let replies: Vec<Term<'a>> = replies
+                .iter()
+                .map(|reply| match reply {
+                    Frame::Error(_) => encode_frame(env, reply),
+                    _ => (atoms::ok(), encode_frame(env, reply)).encode(env),
+                })
+                .collect();
+            replies.encode(env)
+        }
+    };
+    Ok((atoms::ok(), value).encode(env))
+}
+
+fn decode<'a>(env: Env<'a>, bytes: &[u8], message_id: Option<&[u8]>) -> Result<Term<'a>, Error> {
+    codec::decode(env, bytes).map_err(|error| undecodable(error, message_id))
+}
+
+fn undecodable(error: codec::DecodeError, message_id: Option<&[u8]>) -> Error {
+    Error::Undecodable {
+        message_id: message_id.map(<[u8]>::to_vec),
+        reason: error.name().to_owned(),
+    }
+}
+
+/// As eredis answers: status and string are binaries, nil is `undefined`.
+fn encode_frame<'a>(env: Env<'a>, frame: &Frame) -> Term<'a> {
+    match frame {
+        Frame::Simple(bytes) | Frame::Bulk(bytes) => binary(env, bytes),
+        Frame::Integer(value) => value.encode(env),
+        Frame::Nil => atoms::undefined().to_term(env),
+        Frame::Array(elements) => {
+            let elements: Vec<Term<'a>> = elements.iter().map(|it| encode_frame(env, it)).collect();
+            elements.encode(env)
+        }
+        Frame::Error(text) => {
+            (atoms::error(), encode_error(env, &Error::from_reply(text))).encode(env)
+        }
+    }
+}
+
+fn binaries<'a>(env: Env<'a>, all: &[impl AsRef<[u8]>]) -> Term<'a> {
+    let all: Vec<Term<'a>> = all
+        .iter()
+        .map(|bytes| binary(env, bytes.as_ref()))
+        .collect();
+    all.encode(env)
+}
+
+fn map<'a>(env: Env<'a>, pairs: &[(rustler::Atom, Term<'a>)]) -> Term<'a> {
+    pairs.iter().fold(Term::map_new(env), |map, (key, value)| {
+        map.map_put(*key, *value).unwrap_or(map)
+    })
+}

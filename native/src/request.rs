@@ -1,0 +1,253 @@
+//! From a term to an operation.
+
+use std::sync::Arc;
+
+use emqx_redis_core::command::{Command, Query};
+use emqx_redis_core::config::Ttl;
+use emqx_redis_core::keys::valid_node;
+use emqx_redis_core::message::{
+    AckMessages, DeleteMessages, GetMessages, Limit, Message, OnFull, StoreMessageFor,
+    StoreMessages,
+};
+use emqx_redis_core::request::Operation;
+use emqx_redis_core::router::{ChangeRoute, MatchRoutes, Topics};
+use emqx_redis_core::session::{
+    ClaimSession, CountSessions, DeleteSession, ListSessions, LoadSession, SaveSession,
+};
+use emqx_redis_core::topic::TopicError;
+use rustler::types::tuple::get_tuple;
+use rustler::{Binary, Encoder, ListIterator, Term};
+
+use crate::atoms;
+use crate::codec::{self, EncodeError};
+use crate::error_term::{binary, encode_error};
+
+/// Why no operation could be made.
+pub(crate) enum Refusal<'a> {
+    /// It takes more bytes than may be handled here.
+    OverBudget,
+    /// It is not of the form that it must have.
+    BadArgument,
+    /// What the caller is told instead.
+    Because(Term<'a>),
+}
+
+impl From<rustler::Error> for Refusal<'_> {
+    fn from(_: rustler::Error) -> Self {
+        Refusal::BadArgument
+    }
+}
+
+type Decoded<'a, T> = Result<T, Refusal<'a>>;
+
+/// What the bytes of a request may add up to.
+struct Budget(usize);
+
+/// What an element of a list costs beside its bytes.
+const ELEMENT: usize = 16;
+
+impl Budget {
+    fn spend<'a>(&mut self, bytes: usize) -> Decoded<'a, ()> {
+        self.0 = self.0.checked_sub(bytes).ok_or(Refusal::OverBudget)?;
+        Ok(())
+    }
+
+    fn bytes<'a>(&mut self, term: Term<'a>) -> Decoded<'a, Vec<u8>> {
+        let bytes: Binary<'a> = term.decode()?;
+        self.spend(bytes.len())?;
+        Ok(bytes.to_vec())
+    }
+
+    fn list<'a, T>(
+        &mut self,
+        term: Term<'a>,
+        mut element: impl FnMut(&mut Self, Term<'a>) -> Decoded<'a, T>,
+    ) -> Decoded<'a, Vec<T>> {
+        let mut elements = Vec::new();
+        for term in term.decode::<ListIterator<'a>>()? {
+            self.spend(ELEMENT)?;
+            elements.push(element(self, term)?);
+        }
+        Ok(elements)
+    }
+
+    fn term<'a>(&mut self, term: Term<'a>) -> Decoded<'a, Vec<u8>> {
+        let bytes = codec::encode(term, self.0).map_err(|error| match error {
+            EncodeError::OverBudget if self.0 == codec::MAX_BYTES => {
+                too_large(term, "more than 64 MiB", String::new())
+            }
+            EncodeError::OverBudget => Refusal::OverBudget,
+            EncodeError::Unencodable { what, path } => too_large(term, what, path),
+        })?;
+        self.spend(bytes.len())?;
+        Ok(bytes)
+    }
+}
+
+fn too_large<'a>(term: Term<'a>, what: &str, path: String) -> Refusal<'a> {
+    let env = term.get_env();
+    let what = binary(env, what.as_bytes());
+    let path = binary(env, path.as_bytes());
+    Refusal::Because((atoms::unencodable(), what, path).encode(env))
+}
+
+/// Makes an operation of a tuple `{Name, Argument, …}`, as `emqx_redis_request` documents them.
+pub(crate) fn decode<'a>(term: Term<'a>, budget: usize) -> Decoded<'a, Box<dyn Operation>> {
+    let parts = get_tuple(term)?;
+    let (name, arguments) = parts.split_first().ok_or(Refusal::BadArgument)?;
+    let is = |atom: rustler::Atom| atom.to_term(term.get_env()) == *name;
+    let mut budget = Budget(budget);
+    let invalid_topic = |error: TopicError| {
+        let reason = rustler::Atom::from_str(term.get_env(), error.name());
+        match reason {
+            Ok(reason) => Refusal::Because((atoms::invalid_topic(), reason).encode(term.get_env())),
+            Err(_) => Refusal::BadArgument,
+        }
+    };
+    Ok(match *arguments {
+        [client, data, ttl, epoch] if is(atoms::save_session()) => Box::new(SaveSession {
+            client: budget.bytes(client)?,
+            data: budget.term(data)?,
+            ttl: time_to_live(ttl)?,
+            epoch: optional(epoch)?,
+        }),
+        [client] if is(atoms::load_session()) => Box::new(LoadSession {
+            client: budget.bytes(client)?,
+        }),
+        [client, epoch] if is(atoms::delete_session()) => Box::new(DeleteSession {
+            client: budget.bytes(client)?,
+            epoch: optional(epoch)?,
+        }),
+        [limit, offset] if is(atoms::list_sessions()) => {
+            Box::new(ListSessions::new(limit.decode()?, offset.decode()?))
+        }
+        [] if is(atoms::count_sessions()) => Box::new(CountSessions),
+        [client] if is(atoms::claim_session()) => Box::new(ClaimSession {
+            client: budget.bytes(client)?,
+        }),
+        [client, messages, ttl, limit] if is(atoms::store_messages()) => {
+            let client = budget.bytes(client)?;
+            let messages = budget.list(messages, message)?;
+            Box::new(StoreMessages::new(
+                client,
+                messages,
+                time_to_live(ttl)?,
+                queue_limit(limit)?,
+            ))
+        }
+        [clients, one, ttl, limit] if is(atoms::store_message_for()) => {
+            let clients = budget.list(clients, Budget::bytes)?;
+            let message = message(&mut budget, one)?;
+            Box::new(StoreMessageFor::new(
+                clients,
+                message,
+                time_to_live(ttl)?,
+                queue_limit(limit)?,
+            ))
+        }
+        [client, offset, limit] if is(atoms::get_messages()) => Box::new(GetMessages::new(
+            budget.bytes(client)?,
+            offset.decode()?,
+            limit.decode()?,
+        )),
+        [client, ids, epoch] if is(atoms::ack_messages()) => {
+            let client = budget.bytes(client)?;
+            let ids = budget.list(ids, Budget::bytes)?;
+            Box::new(AckMessages::new(client, ids, optional(epoch)?))
+        }
+        [client, epoch] if is(atoms::delete_messages()) => Box::new(DeleteMessages {
+            client: budget.bytes(client)?,
+            epoch: optional(epoch)?,
+        }),
+        [filter, node] if is(atoms::add_route()) => {
+            let (filter, node) = (budget.bytes(filter)?, node_name(&mut budget, node)?);
+            Box::new(ChangeRoute::add(filter, node).map_err(invalid_topic)?)
+        }
+        [filter, node] if is(atoms::delete_route()) => {
+            let (filter, node) = (budget.bytes(filter)?, node_name(&mut budget, node)?);
+            Box::new(ChangeRoute::delete(filter, node).map_err(invalid_topic)?)
+        }
+        [name] if is(atoms::match_routes()) => {
+            Box::new(MatchRoutes::new(budget.bytes(name)?).map_err(invalid_topic)?)
+        }
+        [] if is(atoms::topics()) => Box::new(Topics::default()),
+        [words] if is(atoms::query()) => {
+            let command = command(&mut budget, words)?;
+            Box::new(Query::one(command).map_err(|error| refused(term, &error))?)
+        }
+        [commands] if is(atoms::pipeline()) => {
+            let commands = budget.list(commands, command)?;
+            Box::new(Query::pipeline(commands).map_err(|error| refused(term, &error))?)
+        }
+        _ => return Err(Refusal::BadArgument),
+    })
+}
+
+fn refused<'a>(term: Term<'a>, error: &emqx_redis_core::error::Error) -> Refusal<'a> {
+    Refusal::Because(encode_error(term.get_env(), error))
+}
+
+fn is_undefined(term: Term<'_>) -> bool {
+    term == atoms::undefined().to_term(term.get_env())
+}
+
+fn optional<'a>(term: Term<'a>) -> Decoded<'a, Option<u64>> {
+    match is_undefined(term) {
+        true => Ok(None),
+        false => Ok(Some(term.decode()?)),
+    }
+}
+
+/// `undefined`, `infinity` or seconds.
+fn time_to_live<'a>(term: Term<'a>) -> Decoded<'a, Option<Ttl>> {
+    if is_undefined(term) {
+        return Ok(None);
+    }
+    if term == atoms::infinity().to_term(term.get_env()) {
+        return Ok(Some(Ttl::Infinity));
+    }
+    match term.decode::<u32>()? {
+        0 => Err(Refusal::BadArgument),
+        seconds => Ok(Some(Ttl::Seconds(seconds))),
+    }
+}
+
+/// `undefined` or `{Most, drop_oldest | reject}`.
+fn queue_limit<'a>(term: Term<'a>) -> Decoded<'a, Option<Limit>> {
+    if is_undefined(term) {
+        return Ok(None);
+    }
+    let (most, on_full): (u64, Term<'a>) = term.decode()?;
+    let env = term.get_env();
+    let on_full = match on_full {
+        _ if on_full == atoms::drop_oldest().to_term(env) => OnFull::DropOldest,
+        _ if on_full == atoms::reject().to_term(env) => OnFull::Reject,
+        _ => return Err(Refusal::BadArgument),
+    };
+    Ok(Some(Limit { most, on_full }))
+}
+
+/// `{Id, Timestamp | undefined, Message}`.
+fn message<'a>(budget: &mut Budget, term: Term<'a>) -> Decoded<'a, Message> {
+    let (id, timestamp, value): (Term<'a>, Term<'a>, Term<'a>) = term.decode()?;
+    Ok(Message {
+        id: budget.bytes(id)?,
+        timestamp: match is_undefined(timestamp) {
+            true => None,
+            false => Some(timestamp.decode()?),
+        },
+        value: Arc::from(budget.term(value)?),
+    })
+}
+
+fn node_name<'a>(budget: &mut Budget, term: Term<'a>) -> Decoded<'a, Vec<u8>> {
+    let node = budget.bytes(term)?;
+    match valid_node(&node) {
+        true => Ok(node),
+        false => Err(Refusal::BadArgument),
+    }
+}
+
+fn command<'a>(budget: &mut Budget, words: Term<'a>) -> Decoded<'a, Command> {
+    budget.list(words, Budget::bytes)
+}

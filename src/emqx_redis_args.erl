@@ -1,0 +1,167 @@
+%% Checks of what callers give. Misuse raises `badarg' at the call; `erl_error' and the shell say which
+%% argument was wrong and what was expected.
+-module(emqx_redis_args).
+
+-export([client_id/2, message_id/2, binaries/2, count/2, topic/2, node_name/2, options/3]).
+-export([message/2, command/2]).
+-export([format_error/2]).
+
+-export_type([options/0, time_to_live/0]).
+
+%% Seconds.
+-type time_to_live() :: 1..4294967295 | infinity.
+%% `ttl': how long what is stored lives, instead of the configured time.
+%% `epoch': the session's fencing epoch that the caller holds, from `claim_session/2'.
+%% `timeout': milliseconds until the call answers `{error, timeout}'; 5,000 if not configured otherwise.
+%% `max_queue', `on_full': how many messages the client's queue holds, and what happens to more.
+%% `durability': `none' is what this version can do.
+-type options() :: #{
+    ttl => time_to_live(),
+    epoch => non_neg_integer(),
+    timeout => timeout(),
+    max_queue => pos_integer(),
+    on_full => drop_oldest | reject,
+    durability => none
+}.
+
+-define(MAX_TTL, 4294967295).
+%% Epochs are compared by Lua, whose integers are exact up to there.
+-define(MAX_EPOCH, 9007199254740991).
+
+%%--------------------------------------------------------------------
+%% Arguments, each with its position in the call
+%%--------------------------------------------------------------------
+
+-spec client_id(pos_integer(), binary()) -> binary().
+client_id(_Position, ClientId) when is_binary(ClientId) -> ClientId;
+client_id(Position, _) -> bad(Position, "client id: not a binary").
+
+-spec message_id(pos_integer(), binary()) -> binary().
+message_id(_Position, MessageId) when is_binary(MessageId) -> MessageId;
+message_id(Position, _) -> bad(Position, "message id: not a binary").
+
+-spec binaries(pos_integer(), [binary()]) -> [binary()].
+binaries(Position, List) ->
+    case is_list(List) andalso is_binaries(List) of
+        true -> List;
+        false -> bad(Position, "not a list of binaries")
+    end.
+
+is_binaries([Binary | Rest]) when is_binary(Binary) -> is_binaries(Rest);
+is_binaries([]) -> true;
+is_binaries(_) -> false.
+
+-spec count(pos_integer(), non_neg_integer()) -> non_neg_integer().
+count(_Position, Count) when is_integer(Count), Count >= 0, Count =< ?MAX_TTL -> Count;
+count(Position, _) -> bad(Position, "not an integer from 0 to 4294967295").
+
+-spec topic(pos_integer(), binary()) -> binary().
+topic(_Position, Topic) when is_binary(Topic) -> Topic;
+topic(Position, _) -> bad(Position, "topic: not a binary").
+
+%% Node names are atoms; text is taken for the name of one. `|' stands between filter and node in
+%% Redis, where the last one counts, so that a node's name can't hold it.
+-spec node_name(pos_integer(), node() | binary()) -> binary().
+node_name(Position, Node) when is_atom(Node) ->
+    node_name(Position, atom_to_binary(Node, utf8));
+node_name(Position, Node) when is_binary(Node), Node =/= <<>> ->
+    case binary:match(Node, <<"|">>) of
+        nomatch when byte_size(Node) =< 255 -> Node;
+        _ -> bad(Position, "node: holds a | or is longer than 255 bytes")
+    end;
+node_name(Position, _) ->
+    bad(Position, "node: not an atom").
+
+%% The id and the timestamp that a message brings, and the message.
+-spec message(pos_integer(), map()) -> {binary(), integer() | undefined, map()}.
+message(Position, Message) when is_map(Message) ->
+    Id = first_of([id, message_id, <<"id">>, <<"message_id">>], Message),
+    is_binary(Id) orelse bad(Position, "message: no binary at the key id"),
+    Timestamp = first_of([timestamp, <<"timestamp">>], Message),
+    case Timestamp of
+        undefined -> ok;
+        _ when is_integer(Timestamp), abs(Timestamp) =< ?MAX_EPOCH -> ok;
+        _ -> bad(Position, "message: timestamp is not an integer of milliseconds")
+    end,
+    {Id, Timestamp, Message};
+message(Position, _) ->
+    bad(Position, "message: not a map").
+
+first_of([Key | Keys], Map) ->
+    case Map of
+        #{Key := Value} -> Value;
+        _ -> first_of(Keys, Map)
+    end;
+first_of([], _) ->
+    undefined.
+
+%% A command for Redis as a list of binaries.
+-spec command(pos_integer(), [iodata() | atom() | number()]) -> [binary()].
+command(Position, [_ | _] = Words) ->
+    try
+        [word(Word) || Word <- Words]
+    catch
+        error:_ -> bad(Position, "command: not a list of iodata")
+    end;
+command(Position, _) ->
+    bad(Position, "command: not a list with at least a name").
+
+word(Word) when is_binary(Word) -> Word;
+word(Word) when is_list(Word) -> iolist_to_binary(Word);
+word(Word) when is_integer(Word) -> integer_to_binary(Word);
+word(Word) when is_atom(Word) -> atom_to_binary(Word, utf8);
+word(Word) when is_float(Word) -> list_to_binary(io_lib:format("~w", [Word])).
+
+%%--------------------------------------------------------------------
+%% Options
+%%--------------------------------------------------------------------
+
+%% The values of the options `Known', in that order, `undefined' where one is not given.
+-spec options(pos_integer(), map(), [atom()]) -> [term()].
+options(_Position, Opts, Known) when map_size(Opts) =:= 0 ->
+    [undefined || _ <- Known];
+options(Position, Opts, Known) when is_map(Opts) ->
+    Unknown = maps:keys(maps:without([durability | Known], Opts)),
+    Unknown =:= [] orelse bad(Position, io_lib:format("unknown option: ~0p", [hd(Unknown)])),
+    check_option(durability, Position, Opts),
+    [check_option(Name, Position, Opts) || Name <- Known];
+options(Position, _, _) ->
+    bad(Position, "options: not a map").
+
+check_option(Name, Position, Opts) ->
+    case Opts of
+        #{Name := Value} ->
+            is_valid(Name, Value) orelse bad(Position, [atom_to_list(Name), ": ", expected(Name)]),
+            Value;
+        _ ->
+            undefined
+    end.
+
+is_valid(ttl, infinity) -> true;
+is_valid(ttl, Ttl) -> is_integer(Ttl) andalso Ttl > 0 andalso Ttl =< ?MAX_TTL;
+is_valid(epoch, Epoch) -> is_integer(Epoch) andalso Epoch >= 0 andalso Epoch =< ?MAX_EPOCH;
+is_valid(timeout, infinity) -> true;
+is_valid(timeout, Timeout) -> is_integer(Timeout) andalso Timeout >= 0 andalso Timeout =< ?MAX_TTL;
+is_valid(max_queue, Most) -> is_integer(Most) andalso Most > 0 andalso Most =< ?MAX_TTL;
+is_valid(on_full, OnFull) -> OnFull =:= drop_oldest orelse OnFull =:= reject;
+is_valid(durability, Level) -> Level =:= none.
+
+expected(ttl) -> "not infinity or seconds from 1 to 4294967295";
+expected(epoch) -> "not a non-negative integer";
+expected(timeout) -> "not infinity or non-negative milliseconds";
+expected(max_queue) -> "not a positive integer";
+expected(on_full) -> "neither drop_oldest nor reject";
+expected(durability) -> "this version knows none only".
+
+%%--------------------------------------------------------------------
+%% Errors
+%%--------------------------------------------------------------------
+
+-spec bad(pos_integer(), unicode:chardata()) -> no_return().
+bad(Position, Text) ->
+    Cause = #{Position => unicode:characters_to_binary(Text)},
+    erlang:error(badarg, none, [{error_info, #{module => ?MODULE, cause => Cause}}]).
+
+-spec format_error(term(), [tuple()]) -> #{pos_integer() => unicode:chardata()}.
+format_error(_Reason, [{_Module, _Function, _Args, Info} | _]) ->
+    maps:get(cause, proplists:get_value(error_info, Info, #{}), #{}).

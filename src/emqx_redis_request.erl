@@ -1,0 +1,76 @@
+%% The way of every request into the NIF library and of its answer back.
+%%
+%% An accepted request brings exactly one message, `{emqx_redis_reply, Ref, Result}': Redis's answer, or
+%% `{error, timeout}' at its deadline, or what became of it when the connection broke or the storage
+%% was stopped. So a caller only waits; there is nothing to flush.
+-module(emqx_redis_request).
+
+-export([call/2, async/2]).
+-export([receive_response/2, check_response/2, cancel/1]).
+
+-export_type([operation/0, request_id/0, result/0]).
+
+%% As `native/src/request.rs' takes them: a name and its arguments, `undefined' for what is not given.
+-type operation() :: tuple().
+-opaque request_id() :: {emqx_redis_request, reference(), non_neg_integer() | none}.
+-type result() :: ok | {ok, term()} | {error, emqx_redis_storage:error_reason()}.
+
+%% Does the operation and awaits its result. The reference is made here, right before the `receive',
+%% so that the virtual machine skips all mail that is older: a long mailbox costs nothing.
+-spec call(operation(), timeout() | undefined) -> result().
+call(Operation, Timeout) ->
+    Ref = make_ref(),
+    case submit(Ref, Timeout, Operation) of
+        Number when is_integer(Number) ->
+            receive
+                {emqx_redis_reply, Ref, Result} -> Result
+            end;
+        {error, _} = Error ->
+            Error
+    end.
+
+%% Begins the operation. Its result comes as a message, also where it failed at once.
+-spec async(operation(), timeout() | undefined) -> request_id().
+async(Operation, Timeout) ->
+    Ref = make_ref(),
+    case submit(Ref, Timeout, Operation) of
+        Number when is_integer(Number) ->
+            {emqx_redis_request, Ref, Number};
+        {error, _} = Error ->
+            self() ! {emqx_redis_reply, Ref, Error},
+            {emqx_redis_request, Ref, none}
+    end.
+
+submit(Ref, Timeout, Operation) ->
+    case emqx_redis_nif:submit(Ref, Timeout, Operation) of
+        over_budget -> submitted(emqx_redis_nif:submit_dirty(Ref, Timeout, Operation));
+        Submitted -> submitted(Submitted)
+    end.
+
+%% What can't be stored is the caller's mistake.
+submitted({error, {unencodable, _What, _Path} = Reason}) -> erlang:error(Reason);
+submitted(Submitted) -> Submitted.
+
+-spec receive_response(request_id(), timeout()) -> {reply, result()} | timeout.
+receive_response({emqx_redis_request, Ref, _} = RequestId, Timeout) ->
+    receive
+        {emqx_redis_reply, Ref, Result} -> {reply, Result}
+    after Timeout ->
+        case cancel(RequestId) of
+            {reply, Result} -> {reply, Result};
+            _ -> timeout
+        end
+    end.
+
+-spec check_response(term(), request_id()) -> {reply, result()} | no_reply.
+check_response({emqx_redis_reply, Ref, Result}, {emqx_redis_request, Ref, _}) -> {reply, Result};
+check_response(_, {emqx_redis_request, _, _}) -> no_reply.
+
+-spec cancel(request_id()) -> ok | {error, {unknown, cancelled}} | {reply, result()}.
+cancel({emqx_redis_request, Ref, Number}) ->
+    is_integer(Number) andalso emqx_redis_nif:cancel(Number),
+    receive
+        {emqx_redis_reply, Ref, {error, cancelled}} -> ok;
+        {emqx_redis_reply, Ref, {error, {unknown, cancelled}} = Error} -> Error;
+        {emqx_redis_reply, Ref, Result} -> {reply, Result}
+    end.

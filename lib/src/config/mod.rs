@@ -4,8 +4,19 @@
 //! [`Config::from_value`] is the only way from there. `docs/configuration.md` documents every key.
 
 mod error;
+mod explain;
+mod hocon;
+mod password;
+mod scan;
 mod secret;
+mod section;
 mod server;
+mod show;
+mod substitutions;
+mod suggest;
+mod text;
+mod units;
+mod validate;
 mod value;
 
 use std::path::PathBuf;
@@ -14,7 +25,7 @@ use std::time::Duration;
 pub use error::{ConfigError, ErrorKind};
 pub use secret::{Secret, MASK};
 pub use server::{Server, DEFAULT_PORT};
-pub use value::Value;
+pub use value::{Value, MAX_DEPTH};
 
 /// A valid configuration. Two that are equal need no change of anything that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,8 +1,13 @@
 //! The tree that every source of configuration is brought to before it is validated.
 
+use std::fmt;
+
+/// How deep a source of trees may nest them. Validation does not recurse, but dropping does.
+pub const MAX_DEPTH: usize = 64;
+
 /// An untyped configuration value. A HOCON file, an Erlang map and `sys.config` all become this.
 ///
-/// The derived `Debug` would print secrets, so there is none.
+/// `Debug` shows keys and types alone, since any string might be a secret.
 #[derive(Clone, PartialEq)]
 pub enum Value {
     /// Not set: the key's default holds.
@@ -50,5 +55,18 @@ impl Value {
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
         Value::Str(text.to_owned())
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Map(pairs) => f
+                .debug_map()
+                .entries(pairs.iter().map(|(key, value)| (key, value)))
+                .finish(),
+            Value::Array(items) => f.debug_list().entries(items).finish(),
+            other => f.write_str(other.type_name()),
+        }
     }
 }

@@ -1,0 +1,65 @@
+//! Reading a password: as it stands, or from a file.
+
+use std::fs::File;
+use std::io::{self, Read};
+
+use super::error::ErrorKind;
+use super::secret::{Secret, MASK};
+use super::section::{quote, Fault};
+use super::value::Value;
+
+/// Longer than any password, and short enough that a wrong path costs no memory.
+const LONGEST_FILE: u64 = 64 * 1024;
+
+const EXPECTED: &str = "a password in quotes, or file:///path of a file that holds it";
+
+/// The password that `value` is or names; empty is none. No fault holds any part of it.
+pub(super) fn password(value: &Value) -> Result<Option<Secret>, Fault> {
+    match value {
+        Value::Str(text) if text == MASK => Err(Fault::bad(
+            "the mask that stands for a password",
+            "the password itself",
+        )),
+        Value::Str(text) => match text.strip_prefix("file://") {
+            Some(path) if path.starts_with('/') => from_file(path).map(Some),
+            Some(_) => Err(Fault::bad("file:// without an absolute path", EXPECTED)),
+            None => Ok((!text.is_empty()).then(|| Secret::new(text.as_str()))),
+        },
+        Value::Bytes(bytes) => Ok(Some(Secret::new(bytes.as_slice()))),
+        other => Err(Fault::wrong_type(other, EXPECTED)),
+    }
+}
+
+fn from_file(path: &str) -> Result<Secret, Fault> {
+    let unreadable = |why: &str| {
+        let found = format!("the file {}, which {why}", quote(path));
+        Fault::new(
+            ErrorKind::Unreadable,
+            found,
+            "a readable file that holds the password",
+        )
+    };
+    let bytes = read_file(path).map_err(|error| unreadable(&format!("cannot be read: {error}")))?;
+    // An editor or `echo` ends the file with a newline that nobody means.
+    let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+    let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+    if bytes.is_empty() {
+        return Err(unreadable("is empty"));
+    }
+    Ok(Secret::new(bytes))
+}
+
+fn read_file(path: &str) -> io::Result<Vec<u8>> {
+    // A pipe would block, a device might never end.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(LONGEST_FILE + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LONGEST_FILE {
+        return Err(io::Error::other("longer than 64 KB"));
+    }
+    Ok(bytes)
+}

@@ -7,7 +7,8 @@ mod support;
 use std::time::Instant;
 
 use emqx_redis_core::keys::Keys;
-use emqx_redis_core::route_scripts::{self, ScriptCall, ADD_ROUTE, DELETE_ROUTE, MATCH_ROUTES};
+use emqx_redis_core::route_scripts::{self, ScriptCall};
+use emqx_redis_core::scripts::Script;
 use emqx_redis_core::topic::parse_filter;
 use redis::Connection;
 use support::RedisServer;
@@ -51,7 +52,7 @@ fn main() {
                 route_scripts::add_route(&keys, &filter, b"emqx@10.0.0.1", 1_700_000_000_000)
             })
             .collect();
-        let (add, _, _) = run(&mut redis, ADD_ROUTE, &adds);
+        let (add, _, _) = run(&mut redis, Script::AddRoute.text(), &adds);
         let bytes = (memory(&mut redis) - before) / u64::from(count);
 
         let names: Vec<String> = (0..20_000u32)
@@ -62,7 +63,7 @@ fn main() {
             .iter()
             .map(|name| route_scripts::match_routes(&keys, name))
             .collect();
-        let (server_us, trip_us, replies) = run(&mut redis, MATCH_ROUTES, &matches);
+        let (server_us, trip_us, replies) = run(&mut redis, Script::MatchRoutes.text(), &matches);
         let scans: Vec<ScriptCall> = matches[..(2_000_000 / count).clamp(5, 500) as usize]
             .iter()
             .map(|call| ScriptCall {
@@ -80,7 +81,7 @@ fn main() {
                 route_scripts::delete_route(&keys, &filter, b"emqx@10.0.0.1")
             })
             .collect();
-        let (delete, _, _) = run(&mut redis, DELETE_ROUTE, &deletes);
+        let (delete, _, _) = run(&mut redis, Script::DeleteRoute.text(), &deletes);
         println!(
             "{count} | {add:.1} | {server_us:.1} / {trip_us:.1} | {hits:.2} | \
              {scan_us:.0} / {scan_trip_us:.0} | {delete:.1} | {bytes}"
@@ -106,11 +107,11 @@ fn measure_worst_cases(keys: &Keys) {
             route_scripts::delete_route(keys, &filter, b"n")
         });
         let before = memory(&mut redis);
-        let (add, _, _) = run(&mut redis, ADD_ROUTE, &adds);
+        let (add, _, _) = run(&mut redis, Script::AddRoute.text(), &adds);
         let kib = (memory(&mut redis) - before) / 1024;
         let matches = vec![route_scripts::match_routes(keys, name); 20];
-        let (server_us, _, replies) = run(&mut redis, MATCH_ROUTES, &matches);
-        let (delete, _, _) = run(&mut redis, DELETE_ROUTE, &deletes);
+        let (server_us, _, replies) = run(&mut redis, Script::MatchRoutes.text(), &matches);
+        let (delete, _, _) = run(&mut redis, Script::DeleteRoute.text(), &deletes);
         let hits = replies / 2 / matches.len();
         println!(
             "{what}: match {server_us:.0} µs with {hits} hits, \

@@ -5,7 +5,8 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use emqx_redis_core::keys::Keys;
-use emqx_redis_core::route_scripts::{self, ScriptCall, ADD_ROUTE, DELETE_ROUTE, MATCH_ROUTES};
+use emqx_redis_core::route_scripts::{self, ScriptCall};
+use emqx_redis_core::scripts::Script;
 use emqx_redis_core::topic::{self, parse_filter, validate_name};
 use proptest::prelude::*;
 use redis::{Connection, FromRedisValue, RedisResult};
@@ -45,19 +46,19 @@ impl Table {
         let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
         self.now += 1;
         let call = route_scripts::add_route(&self.keys, &filter, node.as_bytes(), self.now);
-        self.run(ADD_ROUTE, &call)
+        self.run(Script::AddRoute.text(), &call)
     }
 
     fn try_delete(&mut self, filter: &str, node: &str) -> RedisResult<u8> {
         let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
         let call = route_scripts::delete_route(&self.keys, &filter, node.as_bytes());
-        self.run(DELETE_ROUTE, &call)
+        self.run(Script::DeleteRoute.text(), &call)
     }
 
     fn try_match(&mut self, name: &str) -> RedisResult<Vec<Route>> {
         let name = validate_name(name.as_bytes()).expect("a valid name");
         let call = route_scripts::match_routes(&self.keys, name);
-        self.run(MATCH_ROUTES, &call)
+        self.run(Script::MatchRoutes.text(), &call)
     }
 
     fn add(&mut self, filter: &str, node: &str) -> bool {

@@ -70,7 +70,7 @@ if #KEYS > 2 then
     writes[#writes + 1] = id .. ' ' .. literals .. ' ' .. marks
     -- unpack is limited by Lua's stack.
     if not level or #writes == 1000 then
-      redis.call('HMSET', trie, unpack(writes))
+      redis.call('HSET', trie, unpack(writes))
       writes = {}
     end
     if level then

@@ -62,29 +62,29 @@ stock(Module, ack_message, Callers, Milliseconds) ->
 stock(_Module, _Operation, _Callers, _Milliseconds) ->
     infinity.
 
-measure(Shared = #{phase := Phase, histogram := Histogram}, RedisPid, WarmUp, Duration) ->
-    wait(WarmUp, Shared),
+measure(Shared = #{phase := Phase, histogram := Histogram, callers := Callers}, RedisPid, WarmUp, Duration) ->
+    wait(WarmUp, 0, Shared),
     Begin = snapshot(RedisPid),
     ok = atomics:put(Phase, 1, ?MEASURING),
-    wait(Duration, Shared),
+    wait(Duration, Callers, Shared),
     ok = atomics:put(Phase, 1, ?OVER),
     End = snapshot(RedisPid),
     result(Histogram, Begin, End).
 
-%% For so long, and longer if the operation is so slow that the callers have not yet begun two more
-%% each, or shorter if nothing is left to acknowledge.
-wait(Milliseconds, Shared = #{next := Next, callers := Callers}) ->
-    wait(Milliseconds, atomics:get(Next, 1) + 2 * Callers, Shared).
+%% For so long, and longer if by then the callers have not begun so many more operations, or shorter if
+%% nothing is left to acknowledge.
+wait(Milliseconds, Operations, Shared = #{next := Next}) ->
+    wait_for(Milliseconds, atomics:get(Next, 1) + Operations, Shared).
 
 %% A caller that crashes ends the benchmark.
-wait(Milliseconds, Target, Shared = #{next := Next}) ->
+wait_for(Milliseconds, Target, Shared = #{next := Next}) ->
     receive
         {'DOWN', _Monitor, process, _Pid, Reason} when Reason =/= normal -> error({caller_failed, Reason});
         exhausted -> ok
     after Milliseconds ->
         case atomics:get(Next, 1) >= Target of
             true -> ok;
-            false -> wait(10, Target, Shared)
+            false -> wait_for(10, Target, Shared)
         end
     end.
 

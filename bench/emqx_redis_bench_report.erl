@@ -16,13 +16,13 @@ heading(Server, #{rounds := Rounds, duration := Duration, warm_up := WarmUp}) ->
     io:format("Latencies and CPU time per operation in microseconds.~n", []).
 
 operation(Operation, Result) ->
-    io:format("~n~-14s ~8s ~10s ~9s ~9s ~10s ~10s~n", [
+    io:format("~n~-14s ~8s ~10s ~11s ~11s ~10s ~10s~n", [
         Operation, "callers", "ops/s", "p50", "p99", "BEAM CPU", "Redis CPU"
     ]),
     lists:foreach(
         fun({{Name, Callers}, Figures}) ->
             #{rate := Rate, p50 := P50, p99 := P99, beam_cpu := Beam, redis_cpu := Redis} = Figures,
-            io:format("  ~-12s ~8b ~10s ~9s ~9s ~10s ~10s~n", [
+            io:format("  ~-12s ~8b ~10s ~11s ~11s ~10s ~10s~n", [
                 Name, Callers, number(Rate), number(P50), number(P99), number(Beam), number(Redis)
             ])
         end,
@@ -66,8 +66,8 @@ ratios(Results) ->
     Ratio("match_routes among 10,000 filters, 64", "-", [match_routes], [64], full, replaced).
 
 markdown(Results) ->
-    io:format("~n| operation | contestant | callers | ops/s | p50 µs | p99 µs ", []),
-    io:format("| BEAM CPU µs | Redis CPU µs |~n|---|---|---:|---:|---:|---:|---:|---:|~n", []),
+    io:format("~n| operation | contestant | callers | ops/s | p50, us | p99, us ", []),
+    io:format("| BEAM CPU, us | Redis CPU, us |~n|---|---|---:|---:|---:|---:|---:|---:|~n", []),
     lists:foreach(fun({Operation, Result}) -> markdown_operation(Operation, Result) end, Results).
 
 markdown_operation(Operation, Result) ->

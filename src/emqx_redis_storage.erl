@@ -95,7 +95,7 @@ start_with(Source) ->
     case emqx_redis_nif:validate(Source) of
         {ok, _} ->
             %% Within a fun, so that no listing of the environment shows a password.
-            application:load(?MODULE),
+            _ = application:load(?MODULE),
             application:set_env(?MODULE, started_with, fun() -> Source end),
             start_validated(Source);
         {error, _} = Error ->

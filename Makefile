@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 REBAR3 ?= rebar3
 
 .DEFAULT_GOAL := build
-.PHONY: help build test ct check bench demo shell setup fmt clean
+.PHONY: help build test ct check bench sizes demo shell setup fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ check: ## formatting, lints with warnings denied, xref, dialyzer
 bench: ## the benchmark, side by side with the baselines; QUICK=1 takes a minute
 	@scripts/setup bench
 	@QUICK="$(QUICK)" scripts/bench
+
+sizes: ## what a session, a message and a route take of Redis's memory
+	@scripts/setup demo
+	@scripts/sizes
 
 demo: ## kill a node in mid-write and see that a fresh one has everything
 	@scripts/setup demo

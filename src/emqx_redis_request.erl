@@ -10,6 +10,9 @@
 
 -export_type([operation/0, request_id/0, result/0]).
 
+%% Far longer than the engine can take to answer a request that it is told to give up.
+-define(CANCEL_TIMEOUT, 5000).
+
 %% As `native/src/request.rs' takes them: a name and its arguments, `undefined' for what is not given.
 -type operation() :: tuple().
 -opaque request_id() :: {emqx_redis_request, reference(), non_neg_integer() | none}.
@@ -68,9 +71,19 @@ check_response(_, {emqx_redis_request, _, _}) -> no_reply.
 
 -spec cancel(request_id()) -> ok | {error, {unknown, cancelled}} | {reply, result()}.
 cancel({emqx_redis_request, Ref, Number}) ->
-    is_integer(Number) andalso emqx_redis_nif:cancel(Number),
+    receive
+        {emqx_redis_reply, Ref, Result} -> {reply, Result}
+    after 0 ->
+        _ = is_integer(Number) andalso emqx_redis_nif:cancel(Number),
+        await_cancelled(Ref)
+    end.
+
+%% The message is certain to come, unless the caller took it before: then do not wait for ever.
+await_cancelled(Ref) ->
     receive
         {emqx_redis_reply, Ref, {error, cancelled}} -> ok;
         {emqx_redis_reply, Ref, {error, {unknown, cancelled}} = Error} -> Error;
         {emqx_redis_reply, Ref, Result} -> {reply, Result}
+    after ?CANCEL_TIMEOUT ->
+        {error, {unknown, cancelled}}
     end.

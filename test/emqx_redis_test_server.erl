@@ -54,7 +54,7 @@
     "        wait) wait $pid; echo $?; pid= ;;\n"
     "    esac\n"
     "done\n"
-    "[ -n \"$pid\" ] && kill -s KILL $pid\n"
+    "[ -n \"$pid\" ] && kill -s KILL $pid && wait $pid\n"
     "rm -rf \"$folder\"\n"
 ).
 
@@ -304,8 +304,7 @@ end_program(State, Signal) ->
     _ = wrapper_call(State, "wait"),
     ok.
 
-%% The folder is there, and the server still running, until the wrapper has seen its input close: so
-%% wait for the folder to go.
+%% The wrapper removes the folder when the server has ended: so wait for the folder to go.
 close_wrapper(Wrapper, Folder) ->
     catch port_close(Wrapper),
     wait_until_removed(Folder, 500).

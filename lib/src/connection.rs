@@ -114,7 +114,8 @@ impl Setup {
                 Some(user) => self.call(&[b"AUTH", user, password.expose()]).await?,
                 None => self.call(&[b"AUTH", password.expose()]).await?,
             };
-            ok(&login)?;
+            // A server that does not know AUTH quotes what it was given.
+            ok(&login).map_err(|why| hide(why, password.expose()))?;
         }
         // A server that loads its data, lets nobody in or has a backlog says so here.
         ok(&self.call(&[b"PING"]).await?)?;
@@ -235,6 +236,18 @@ pub(crate) fn time_reply(reply: &Frame) -> Option<i64> {
         _ => None,
     };
     Some(number(parts.first())? * 1_000_000 + number(parts.get(1))?)
+}
+
+fn hide(why: Why, secret: &[u8]) -> Why {
+    let text = match &why {
+        Why::Server(text) | Why::NoPermission(text) | Why::WrongPassword(text) => text,
+        _ => return why,
+    };
+    if !text.contains(String::from_utf8_lossy(secret).as_ref()) {
+        return why;
+    }
+    let code = text.split(' ').next().unwrap_or_default();
+    Why::Server(format!("{code} in answer to AUTH"))
 }
 
 /// Tells error replies to the set-up apart.

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,9 @@ use crate::sweeper;
 
 /// How long what still runs when the engine stops may take to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Engines started in the life of this process.
+static STARTS: AtomicU64 = AtomicU64::new(0);
 
 /// What is in flight, and what may be.
 #[derive(Debug)]
@@ -108,7 +111,12 @@ impl Engine {
         if config.redis.pool_size > 1 {
             roles.push(Role::Query);
         }
-        let queues: Vec<_> = roles.iter().map(|_| Arc::new(Queue::new())).collect();
+        // Who still holds an id of an engine that has ended must not cancel a request of this one.
+        let first_id = (STARTS.fetch_add(1, Relaxed) << 40) + 1;
+        let queues: Vec<_> = roles
+            .iter()
+            .map(|_| Arc::new(Queue::new(first_id)))
+            .collect();
         let lanes: Vec<_> = roles
             .iter()
             .map(|role| Arc::new(Mutex::new(idle(*role))))
@@ -131,6 +139,7 @@ impl Engine {
             .thread_name("emqx_redis_aux")
             .build()?;
         let shared = engine.clone();
+        let all = queues.clone();
         let main = async move {
             let mut tasks = JoinSet::new();
             for ((role, queue), status) in roles.into_iter().zip(queues).zip(lanes) {
@@ -142,7 +151,9 @@ impl Engine {
             drop(shared);
             while let Some(ended) = tasks.join_next().await {
                 if let Err(error) = ended {
+                    // Nobody takes its requests up any more: end, so that the owner starts anew.
                     tracing::error!(%error, "a connection's task failed");
+                    all.iter().for_each(|queue| queue.stop());
                 }
             }
         };

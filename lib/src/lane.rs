@@ -7,6 +7,7 @@
 mod flight;
 mod wire;
 
+use std::collections::HashSet;
 use std::future::{poll_fn, Future};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -32,6 +33,10 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Without one byte for this long although answers are due, a server counts as hung.
 const HUNG_AFTER: Duration = Duration::from_secs(5);
+/// A connection that ended sooner was of no use: pause before the next.
+const STABLE_AFTER: Duration = Duration::from_secs(1);
+/// Rounds in a row before other tasks get their turn.
+const ROUNDS: usize = 64;
 /// How often an idle connection is tried, and the clock measured.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -77,6 +82,7 @@ pub(crate) struct Lane {
     /// Taken from the queue in one go; kept for its memory.
     taken: Vec<Request>,
     controls: Vec<Control>,
+    cancelled: HashSet<u64>,
     timer: Pin<Box<Sleep>>,
     armed_for: Instant,
     /// Since when there is no connection.
@@ -112,6 +118,7 @@ impl Lane {
             context,
             taken: Vec::new(),
             controls: Vec::new(),
+            cancelled: HashSet::new(),
             timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
             armed_for: now + HEARTBEAT,
             down_since: Some(now),
@@ -128,27 +135,31 @@ impl Lane {
             self.adopt_config();
             let (config, context) = (self.config.redis.clone(), self.context.clone());
             let opened = self.serve_while(connection::open(&config, &context)).await;
+            let begun = Instant::now();
             match opened {
                 None => break,
                 Some(Ok(opened)) => {
-                    pause = SHORTEST_PAUSE;
                     if self.connected(opened).await {
                         break;
+                    }
+                    if self.new_config.is_some() || begun.elapsed() >= STABLE_AFTER {
+                        pause = SHORTEST_PAUSE;
+                        continue;
                     }
                 }
                 Some(Err(why)) => {
                     self.context.metrics.add(Counter::ConnectFailures, 1);
                     self.lost(why);
-                    let jittered = pause.mul_f64(0.5 + self.random());
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                    if self
-                        .serve_while(tokio::time::sleep(jittered))
-                        .await
-                        .is_none()
-                    {
-                        break;
-                    }
                 }
+            }
+            let jittered = pause.mul_f64(0.5 + self.random());
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            if self
+                .serve_while(tokio::time::sleep(jittered))
+                .await
+                .is_none()
+            {
+                break;
             }
         }
         self.flight.stop();
@@ -187,7 +198,7 @@ impl Lane {
 
     /// Reads and writes as long as there is anything to do.
     fn poll_connected(&mut self, wire: &mut Wire, task: &mut TaskContext<'_>) -> Poll<End> {
-        loop {
+        for _ in 0..ROUNDS {
             let mut busy = false;
             match wire.poll_read(task, &mut self.flight) {
                 Ok(read) => busy |= read,
@@ -219,25 +230,31 @@ impl Lane {
                 return Poll::Pending;
             }
         }
+        task.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Awaits `future` without a connection; requests wait, fail or are cancelled meanwhile.
     /// `None`: the lane was stopped.
     async fn serve_while<T>(&mut self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = std::pin::pin!(future);
-        poll_fn(|task| loop {
-            if let Poll::Ready(value) = future.as_mut().poll(task) {
-                return Poll::Ready(Some(value));
+        poll_fn(|task| {
+            for _ in 0..ROUNDS {
+                if let Poll::Ready(value) = future.as_mut().poll(task) {
+                    return Poll::Ready(Some(value));
+                }
+                let taken = self.take(task);
+                if taken == Taken::Stopped {
+                    return Poll::Ready(None);
+                }
+                self.fail_after_grace();
+                let due = self.poll_timer(task);
+                if taken == Taken::Nothing && !due {
+                    return Poll::Pending;
+                }
             }
-            let taken = self.take(task);
-            if taken == Taken::Stopped {
-                return Poll::Ready(None);
-            }
-            self.fail_after_grace();
-            let fired = self.poll_timer(task);
-            if taken == Taken::Nothing && !fired {
-                return Poll::Pending;
-            }
+            task.waker().wake_by_ref();
+            Poll::Pending
         })
         .await
     }
@@ -252,33 +269,37 @@ impl Lane {
         }
         for control in self.controls.drain(..) {
             match control {
-                Control::Cancel(id) => self.flight.cancel(id),
+                Control::Cancel(id) => drop(self.cancelled.insert(id)),
                 Control::Reconfigure(config) => self.new_config = Some(config),
             }
+        }
+        if !self.cancelled.is_empty() {
+            self.flight.cancel(&self.cancelled);
+            self.cancelled = HashSet::new();
         }
         taken
     }
 
-    /// Keeps deadlines and sends heartbeats; true when the timer fired.
+    /// Keeps deadlines and sends heartbeats; true when something was due. The clock decides what is due
+    /// and the timer only wakes the task: to arm it anew makes it forget that it fired.
     fn poll_timer(&mut self, task: &mut TaskContext<'_>) -> bool {
         let now = Instant::now();
+        let due = self.armed_for <= now;
+        if due {
+            self.flight.expire(now);
+            if self.down_since.is_none() {
+                self.flight.heartbeat(now, HEARTBEAT, HUNG_AFTER);
+            }
+        }
         let mut wanted = self.flight.next_deadline().min(now + HEARTBEAT);
         if self.down_since.is_some() && !self.failing {
             wanted = wanted.min(self.grace_end());
         }
-        if wanted < self.armed_for || self.armed_for <= now {
-            self.timer.as_mut().reset(wanted.max(now).into());
-            self.armed_for = wanted.max(now);
+        if due || wanted < self.armed_for {
+            self.timer.as_mut().reset(wanted.into());
+            self.armed_for = wanted;
         }
-        if self.timer.as_mut().poll(task).is_pending() {
-            return false;
-        }
-        self.armed_for = now;
-        self.flight.expire(now);
-        if self.down_since.is_none() {
-            self.flight.heartbeat(now, HEARTBEAT, HUNG_AFTER);
-        }
-        true
+        self.timer.as_mut().poll(task).is_ready() || due
     }
 
     fn grace_end(&self) -> Instant {

@@ -122,5 +122,14 @@ fn script_error(text: &[u8]) -> Error {
             return Error::from_reply(text[at..].as_bytes());
         }
     }
+    // Redis 7 leaves the code out where a user may not run a command within a script.
+    if text
+        .windows(28)
+        .any(|window| window == b"The user executing the scrip")
+    {
+        return Error::from_reply(
+            &[b"NOPERM ", text.strip_prefix(b"ERR ").unwrap_or(text)].concat(),
+        );
+    }
     Error::from_reply(text)
 }

@@ -38,11 +38,12 @@ struct Inner {
 }
 
 impl Queue {
-    pub(crate) fn new() -> Self {
+    /// Requests are numbered from `first_id` on.
+    pub(crate) fn new(first_id: u64) -> Self {
         Queue {
             inner: Mutex::new(Inner {
                 mode: Mode::Open,
-                next_id: 1,
+                next_id: first_id,
                 requests: Vec::new(),
                 controls: Vec::new(),
                 sleeper: None,

@@ -26,6 +26,13 @@ pub trait Operation: Send {
     /// Reads the replies, one for each command of the step.
     fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step;
 
+    /// Whether it usually takes several steps. Then later operations on the same thing wait from the
+    /// start; an operation that turns out to need another step makes only those wait that are not
+    /// sent yet.
+    fn is_stepwise(&self) -> bool {
+        false
+    }
+
     /// About how many bytes of memory the operation holds.
     fn size(&self) -> usize;
 }

@@ -7,13 +7,6 @@
 use crate::keys::Keys;
 use crate::topic::Filter;
 
-/// Adds a route: see [`add_route`].
-pub const ADD_ROUTE: &str = include_str!("scripts/add_route.lua");
-/// Deletes a route: see [`delete_route`].
-pub const DELETE_ROUTE: &str = include_str!("scripts/delete_route.lua");
-/// Finds routes: see [`match_routes`].
-pub const MATCH_ROUTES: &str = include_str!("scripts/match_routes.lua");
-
 /// What EVALSHA takes behind the script: the keys with their number, then the arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScriptCall {
@@ -23,7 +16,7 @@ pub struct ScriptCall {
     pub args: Vec<Vec<u8>>,
 }
 
-/// The call of [`ADD_ROUTE`] for a [valid node](crate::keys::valid_node), at `now` in milliseconds.
+/// The call of [`Script::AddRoute`](crate::scripts::Script::AddRoute) for a [valid node](crate::keys::valid_node), at `now` in milliseconds.
 ///
 /// It answers 1 if the route is new and 0 if it was there; calling it again changes nothing.
 pub fn add_route(keys: &Keys, filter: &Filter, node: &[u8], now: u64) -> ScriptCall {
@@ -31,14 +24,14 @@ pub fn add_route(keys: &Keys, filter: &Filter, node: &[u8], now: u64) -> ScriptC
     change_route(keys, filter, node, Some(now))
 }
 
-/// The call of [`DELETE_ROUTE`].
+/// The call of [`Script::DeleteRoute`](crate::scripts::Script::DeleteRoute).
 ///
 /// It answers 1 if the route was there and 0 if not; calling it again changes nothing.
 pub fn delete_route(keys: &Keys, filter: &Filter, node: &[u8]) -> ScriptCall {
     change_route(keys, filter, node, None)
 }
 
-/// The call of [`MATCH_ROUTES`] for a valid topic name.
+/// The call of [`Script::MatchRoutes`](crate::scripts::Script::MatchRoutes) for a valid topic name.
 ///
 /// It answers filter, node, filter, node and so on: each matching route once, in no order.
 pub fn match_routes(keys: &Keys, name: &str) -> ScriptCall {

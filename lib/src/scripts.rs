@@ -39,6 +39,13 @@ scripts! {
     MatchRoutes = ["match_routes"];
 }
 
+impl Script {
+    /// The text that Redis is given.
+    pub fn text(self) -> &'static str {
+        Script::ALL[self as usize].1
+    }
+}
+
 /// The names that Redis gave the scripts. They depend on the text alone, so one answer holds for
 /// every server.
 #[derive(Debug, Default)]

@@ -52,7 +52,7 @@ fn decode_at(term: Term<'_>, depth: usize) -> Value {
     }
 }
 
-/// Text may come as a list of characters: a non-empty list of integers is taken for one.
+/// Text may come as a list of characters: a list of integers is taken for one, the empty list too.
 fn decode_list(term: Term<'_>, depth: usize) -> Value {
     let Ok(elements) = term.decode::<ListIterator<'_>>() else {
         return Value::Str("an improper list".into());
@@ -63,7 +63,7 @@ fn decode_list(term: Term<'_>, depth: usize) -> Value {
         .map(|it| it.decode::<u32>().ok().and_then(char::from_u32))
         .collect();
     match text {
-        Some(text) if !elements.is_empty() => Value::Str(text),
+        Some(text) => Value::Str(text),
         _ => Value::Array(
             elements
                 .into_iter()

@@ -163,7 +163,9 @@ fn submit<'a>(
     timeout: Term<'a>,
     operation: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    submit_within(env, reference, timeout, operation, SCHEDULER_BUDGET)
+    let engine = ENGINE.read().unwrap_or_else(PoisonError::into_inner);
+    let engine = engine.as_deref();
+    submit_within(env, engine, reference, timeout, operation, SCHEDULER_BUDGET)
 }
 
 /// `submit_dirty(Ref, Timeout, Operation)`: the same for what is large.
@@ -174,18 +176,21 @@ fn submit_dirty<'a>(
     timeout: Term<'a>,
     operation: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    submit_within(env, reference, timeout, operation, codec::MAX_BYTES)
+    // This takes a while: who starts or stops, and so whoever submits then, must not wait for it.
+    let engine = engine();
+    let engine = engine.as_deref();
+    submit_within(env, engine, reference, timeout, operation, codec::MAX_BYTES)
 }
 
 fn submit_within<'a>(
     env: Env<'a>,
+    engine: Option<&Engine>,
     reference: Term<'a>,
     timeout: Term<'a>,
     operation: Term<'a>,
     budget: usize,
 ) -> NifResult<Term<'a>> {
-    let engine = ENGINE.read().unwrap_or_else(PoisonError::into_inner);
-    let Some(engine) = engine.as_ref() else {
+    let Some(engine) = engine else {
         return Ok((atoms::error(), atoms::stopped()).encode(env));
     };
     let timeout = match timeout.decode::<u64>() {

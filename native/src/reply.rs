@@ -1,5 +1,7 @@
 //! From an answer to the one message that a caller gets.
 
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
 use emqx_redis_core::error::Error;
 use emqx_redis_core::request::{Answer, Responder};
 use emqx_redis_core::resp::Frame;
@@ -35,7 +37,11 @@ impl Caller {
         let reference = self.reference;
         // The only way to fail is that the process is gone.
         let _ = self.env.send_and_clear(&self.pid, |env| {
-            let result = match result.and_then(|answer| encode_answer(env, answer)) {
+            let built = catch_unwind(AssertUnwindSafe(|| {
+                result.and_then(|answer| encode_answer(env, answer))
+            }));
+            let panicked = |_| Err(Error::Internal("building the answer panicked".into()));
+            let result = match built.unwrap_or_else(panicked) {
                 Ok(term) => term,
                 Err(error) => (atoms::error(), encode_error(env, &error)).encode(env),
             };
@@ -48,13 +54,28 @@ impl Responder for Caller {
     fn respond(self: Box<Self>, result: Result<Answer, Error>) {
         let is_large = result.as_ref().is_ok_and(|answer| size(answer) > LARGE);
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if is_large => drop(runtime.spawn_blocking(move || self.send(result))),
+            Ok(runtime) if is_large => {
+                let delivery = Delivery(Some((self, result)));
+                drop(runtime.spawn_blocking(move || drop(delivery)));
+            }
             _ => self.send(result),
         }
     }
 
     fn is_abandoned(&self) -> bool {
         !self.env.run(|env| self.pid.is_alive(env))
+    }
+}
+
+/// An answer that is sent when this is dropped: so also where the runtime ends before the turn of
+/// the task that has it.
+struct Delivery(Option<(Box<Caller>, Result<Answer, Error>)>);
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some((caller, result)) = self.0.take() {
+            caller.send(result);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`Config::from_value`] is the only way from there. `docs/configuration.md` documents every key.
 
 mod error;
+mod explain;
 mod hocon;
 mod password;
 mod scan;
@@ -11,6 +12,7 @@ mod secret;
 mod section;
 mod server;
 mod show;
+mod substitutions;
 mod suggest;
 mod text;
 mod units;

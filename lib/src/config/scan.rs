@@ -8,13 +8,12 @@ use std::collections::{HashMap, HashSet};
 
 use hocon::{Token, TokenKind};
 
+use super::substitutions::{bound_substitutions, refuse_circles, Read};
+
 /// Brackets and key segments around a value. The configuration itself needs 5.
 const DEEPEST: usize = 32;
-/// `${...}` and `+=` that read from the file itself. Each can multiply a value's size, which makes
-/// the bound exponential in this number: 3^(16/3) times the file's size at worst.
-const MOST_INTERNAL: usize = 16;
-/// `${...}` that can only read the environment.
-const MOST_EXTERNAL: usize = 256;
+/// The parser's time grows with the square of the keys in one map.
+const MOST_FIELDS: usize = 500;
 
 /// A fault at a line: what was found, what was expected.
 pub(super) struct Refused {
@@ -35,15 +34,15 @@ pub(super) struct Outline {
 /// Looks through the tokens of `text`, which begins without a byte order mark.
 pub(super) fn scan(text: &str, tokens: &[Token]) -> Result<Outline, Refused> {
     let mut scan = Scan {
-        outline: Outline::default(),
         open: vec![Level::default()],
-        field: Field::default(),
+        ..Scan::default()
     };
     refuse_attached_comments(text, tokens)?;
     for (index, token) in tokens.iter().enumerate() {
         scan.token(token, tokens.get(index + 1))?;
     }
     bound_substitutions(tokens)?;
+    refuse_circles(&scan.reads)?;
     Ok(scan.outline)
 }
 
@@ -51,7 +50,9 @@ pub(super) fn scan(text: &str, tokens: &[Token]) -> Result<Outline, Refused> {
 #[derive(Default)]
 struct Level {
     bracket: Option<TokenKind>,
-    /// Segments of the whole path to here.
+    /// The key whose value this is; empty within a list.
+    key: Vec<String>,
+    /// Segments of the whole path to here, with `key`.
     path: Vec<String>,
     /// Brackets and segments around.
     depth: usize,
@@ -65,103 +66,54 @@ struct Field {
     separator: Option<usize>,
     /// Whether any token of the value was seen.
     begun: bool,
+    /// The line of a key behind which the line ended.
+    broken: Option<usize>,
 }
 
+#[derive(Default)]
 struct Scan {
     outline: Outline,
     open: Vec<Level>,
     field: Field,
+    fields: usize,
+    reads: Vec<Read>,
 }
 
 impl Scan {
     fn token(&mut self, token: &Token, next: Option<&Token>) -> Result<(), Refused> {
-        let refuse = |found, expected| {
-            Err(Refused {
-                line: token.line,
-                found,
-                expected,
-            })
-        };
         let in_list = self.level().bracket == Some(TokenKind::LBracket);
         let in_value = in_list || self.field.separator.is_some();
-        match &token.kind {
-            TokenKind::LBrace | TokenKind::LBracket => return self.open(token),
-            TokenKind::RBrace => return self.close(token, TokenKind::LBrace),
-            TokenKind::RBracket => return self.close(token, TokenKind::LBracket),
-            TokenKind::Comma => self.field = Field::default(),
-            // A separator's value may begin on the next line.
-            TokenKind::Newline if self.field.separator.is_some() && !self.field.begun => {}
-            // A key's brace as well.
-            TokenKind::Newline if next.is_some_and(|next| next.kind == TokenKind::LBrace) => {}
-            TokenKind::Newline => self.field = Field::default(),
-            TokenKind::Equals | TokenKind::PlusEquals if in_value => {
-                return refuse(
-                    "a second = in one field",
-                    "one key and value a line, or a comma between two",
-                );
+        match token.kind {
+            TokenKind::LBrace | TokenKind::LBracket => self.open(token),
+            TokenKind::RBrace => self.close(token, TokenKind::LBrace),
+            TokenKind::RBracket => self.close(token, TokenKind::LBracket),
+            TokenKind::Comma => self.end_field(),
+            TokenKind::Newline => self.newline(token, in_list),
+            // The parser makes it a substitution of the key itself, and with other substitutions
+            // around recurses until the stack ends.
+            TokenKind::PlusEquals => refuse(token, "+=", "= and the whole list"),
+            TokenKind::Equals | TokenKind::Colon if !in_value => self.separate(token),
+            TokenKind::Equals => refuse(
+                token,
+                "a second = in one field",
+                "one key and value a line, or a comma between two",
+            ),
+            TokenKind::Colon => self.colon(token, next),
+            TokenKind::Unquoted if token.value == "include" => refuse(
+                token,
+                "include",
+                "everything in one file (a value that is this word: in quotes)",
+            ),
+            TokenKind::Unquoted | TokenKind::QuotedString | TokenKind::TripleQuotedString
+                if !in_value =>
+            {
+                self.key(token)
             }
-            TokenKind::Colon if in_value => {
-                let apart =
-                    |token: &Token| token.preceding_space || token.kind == TokenKind::Newline;
-                if token.preceding_space || next.is_none_or(apart) || !self.field.begun {
-                    return refuse(
-                        "a ':' in an unquoted value",
-                        "quotes around the value, or a comma between two keys",
-                    );
-                }
-            }
-            TokenKind::Equals | TokenKind::PlusEquals | TokenKind::Colon => self.separate(token)?,
-            TokenKind::Unquoted if token.value == "include" => {
-                return refuse(
-                    "include",
-                    "everything in one file (a value that is this word: in quotes)",
-                );
-            }
-            TokenKind::Unquoted | TokenKind::QuotedString if !in_value => {
-                if token.kind == TokenKind::QuotedString {
-                    self.field.key.push(token.value.clone());
-                } else {
-                    let segments = token.value.split('.').filter(|segment| !segment.is_empty());
-                    self.field.key.extend(segments.map(str::to_owned));
-                }
-                if self.level().depth + self.field.key.len() > DEEPEST {
-                    return refuse("a key nested more than 32 deep", "at most 32 levels");
-                }
-            }
-            TokenKind::Unquoted => {
-                let own_line =
-                    !self.field.begun && self.field.separator.is_some_and(|line| line < token.line);
-                if own_line {
-                    return refuse(
-                        "a value on the line after its key",
-                        "the value behind the =, or in quotes",
-                    );
-                }
-                self.field.begun = true;
-            }
-            TokenKind::Substitution => {
-                let path = token.subst.as_ref();
-                if path.is_some_and(|path| path.list_suffix) {
-                    return refuse("${...[]}", "${...} without []");
-                }
-                if path.is_some_and(|path| path.segments.len() > DEEPEST) {
-                    return refuse(
-                        "a substitution of a path more than 32 deep",
-                        "at most 32 levels",
-                    );
-                }
-                if let Some(first) = path.and_then(|path| path.segments.first()) {
-                    self.outline.variables.insert(first.text.clone());
-                }
-                self.field.begun = true;
-            }
-            TokenKind::QuotedString | TokenKind::TripleQuotedString => self.field.begun = true,
-            TokenKind::Eof if self.open.len() > 1 => {
-                return refuse("the end of the file", "a closing bracket")
-            }
-            TokenKind::Eof => {}
+            TokenKind::Unquoted => self.word(token),
+            TokenKind::QuotedString | TokenKind::TripleQuotedString => self.begin_value(),
+            TokenKind::Substitution => self.substitution(token),
+            TokenKind::Eof => self.end(token),
         }
-        Ok(())
     }
 
     fn level(&self) -> &Level {
@@ -169,63 +121,196 @@ impl Scan {
         &self.open[self.open.len() - 1]
     }
 
-    /// The key is complete: its line is noted.
-    fn separate(&mut self, token: &Token) -> Result<(), Refused> {
-        self.note(token);
-        self.field.separator = Some(token.line);
-        Ok(())
+    /// The path of the field that is being read.
+    fn path(&self) -> Vec<String> {
+        [self.level().path.as_slice(), self.field.key.as_slice()].concat()
     }
 
-    fn note(&mut self, token: &Token) {
-        if !self.field.key.is_empty() {
-            let path = [self.level().path.as_slice(), self.field.key.as_slice()]
-                .concat()
-                .join(".");
-            self.outline.lines.insert(path, token.line);
-        }
-    }
-
-    fn open(&mut self, token: &Token) -> Result<(), Refused> {
-        if self.field.separator.is_none() {
-            self.note(token);
-        }
-        let path = [self.level().path.as_slice(), self.field.key.as_slice()].concat();
-        let depth = self.level().depth + self.field.key.len() + 1;
-        if depth > DEEPEST {
-            let found = "brackets nested more than 32 deep";
-            return Err(Refused {
-                line: token.line,
-                found,
-                expected: "at most 32 levels",
-            });
-        }
-        self.open.push(Level {
-            bracket: Some(token.kind.clone()),
-            path,
-            depth,
-        });
+    fn end_field(&mut self) -> Result<(), Refused> {
         self.field = Field::default();
         Ok(())
     }
 
-    fn close(&mut self, token: &Token, bracket: TokenKind) -> Result<(), Refused> {
-        if self.level().bracket != Some(bracket) {
-            let found = "a closing bracket that closes nothing";
-            return Err(Refused {
-                line: token.line,
-                found,
-                expected: "as many brackets closed as opened",
-            });
-        }
-        self.open.pop();
-        // What follows on this line belongs to the same value, up to a comma or newline.
-        self.field = Field {
-            key: Vec::new(),
-            separator: Some(token.line),
-            begun: true,
-        };
+    fn begin_value(&mut self) -> Result<(), Refused> {
+        self.field.begun = true;
         Ok(())
     }
+
+    fn newline(&mut self, token: &Token, in_list: bool) -> Result<(), Refused> {
+        if in_list || self.field.begun {
+            return self.end_field();
+        }
+        // The separator or the value may come on the next line.
+        if !self.field.key.is_empty() && self.field.separator.is_none() {
+            self.field.broken = Some(token.line);
+        }
+        Ok(())
+    }
+
+    fn end(&self, token: &Token) -> Result<(), Refused> {
+        if self.open.len() > 1 {
+            return refuse(token, "the end of the file", "a closing bracket");
+        }
+        if self.field.begun || self.field.key.is_empty() {
+            return Ok(());
+        }
+        let line = self
+            .field
+            .separator
+            .or(self.field.broken)
+            .unwrap_or(token.line);
+        Err(Refused {
+            line,
+            found: "a key without a value",
+            expected: "a value behind the key",
+        })
+    }
+
+    fn key(&mut self, token: &Token) -> Result<(), Refused> {
+        if let Some(line) = self.field.broken {
+            let expected = "= or { behind the key";
+            return Err(Refused {
+                line,
+                found: "a key without a value",
+                expected,
+            });
+        }
+        if token.preceding_space && !self.field.key.is_empty() {
+            return refuse(
+                token,
+                "a key of several words",
+                "= or : between key and value",
+            );
+        }
+        if token.kind == TokenKind::Unquoted {
+            let segments = token.value.split('.').filter(|segment| !segment.is_empty());
+            self.field.key.extend(segments.map(str::to_owned));
+        } else {
+            self.field.key.push(token.value.clone());
+        }
+        self.bound_depth(token)
+    }
+
+    /// `=` or `:`: the key is complete.
+    fn separate(&mut self, token: &Token) -> Result<(), Refused> {
+        self.field.separator = Some(token.line);
+        self.note_key(token)
+    }
+
+    fn note_key(&mut self, token: &Token) -> Result<(), Refused> {
+        if !self.field.key.is_empty() {
+            self.outline.lines.insert(self.path().join("."), token.line);
+        }
+        self.fields += 1;
+        if self.fields > MOST_FIELDS {
+            return refuse(token, "one key too many", "at most 500 keys");
+        }
+        Ok(())
+    }
+
+    /// A colon within a value, as in `host:port`, stands close and between two words.
+    fn colon(&mut self, token: &Token, next: Option<&Token>) -> Result<(), Refused> {
+        let apart = |token: &Token| token.preceding_space || token.kind == TokenKind::Newline;
+        if token.preceding_space || next.is_none_or(apart) || !self.field.begun {
+            let expected = "quotes around the value, or a comma between two keys";
+            return refuse(token, "a ':' in an unquoted value", expected);
+        }
+        Ok(())
+    }
+
+    fn word(&mut self, token: &Token) -> Result<(), Refused> {
+        let own_line = self.field.separator.is_some_and(|line| line < token.line);
+        if own_line && !self.field.begun {
+            let expected = "the value behind the =, or in quotes";
+            return refuse(token, "a value on the line after its key", expected);
+        }
+        self.begin_value()
+    }
+
+    fn substitution(&mut self, token: &Token) -> Result<(), Refused> {
+        let Some(body) = &token.subst else {
+            return Ok(());
+        };
+        if body.list_suffix {
+            return refuse(token, "${...[]}", "${...} without []");
+        }
+        if body.segments.len() > DEEPEST {
+            return refuse(
+                token,
+                "a substitution of a path more than 32 deep",
+                "at most 32 levels",
+            );
+        }
+        let source: Vec<String> = body
+            .segments
+            .iter()
+            .map(|segment| segment.text.clone())
+            .collect();
+        self.outline.variables.extend(source.first().cloned());
+        self.reads.push(Read {
+            field: self.path(),
+            source,
+            line: token.line,
+        });
+        self.begin_value()
+    }
+
+    fn open(&mut self, token: &Token) -> Result<(), Refused> {
+        if self.field.separator.is_none() {
+            self.note_key(token)?;
+        }
+        self.bound_depth(token)?;
+        let path = self.path();
+        let depth = self.level().depth + self.field.key.len() + 1;
+        let key = std::mem::take(&mut self.field).key;
+        self.open.push(Level {
+            bracket: Some(token.kind.clone()),
+            key,
+            path,
+            depth,
+        });
+        Ok(())
+    }
+
+    fn close(&mut self, token: &Token, bracket: TokenKind) -> Result<(), Refused> {
+        match self.open.pop() {
+            Some(level) if level.bracket == Some(bracket) => {
+                // What follows on this line belongs to the same value, up to a comma or newline.
+                let separator = Some(token.line);
+                self.field = Field {
+                    key: level.key,
+                    separator,
+                    begun: true,
+                    broken: None,
+                };
+                Ok(())
+            }
+            _ => refuse(
+                token,
+                "a closing bracket that closes nothing",
+                "as many brackets closed as opened",
+            ),
+        }
+    }
+
+    fn bound_depth(&self, token: &Token) -> Result<(), Refused> {
+        if self.level().depth + self.field.key.len() >= DEEPEST {
+            return refuse(
+                token,
+                "keys or brackets nested more than 32 deep",
+                "at most 32 levels",
+            );
+        }
+        Ok(())
+    }
+}
+
+fn refuse(token: &Token, found: &'static str, expected: &'static str) -> Result<(), Refused> {
+    Err(Refused {
+        line: token.line,
+        found,
+        expected,
+    })
 }
 
 /// Refuses `#` or `//` right behind an unquoted word. It begins a comment, but is more often part
@@ -253,38 +338,6 @@ fn refuse_attached_comments(text: &str, tokens: &[Token]) -> Result<(), Refused>
                 line: token.line,
                 found: "a comment right behind an unquoted value",
                 expected: "quotes around a value with # or //, or a space before the comment",
-            });
-        }
-    }
-    Ok(())
-}
-
-fn bound_substitutions(tokens: &[Token]) -> Result<(), Refused> {
-    let mut words = String::new();
-    for token in tokens {
-        match token.kind {
-            TokenKind::Substitution => {}
-            TokenKind::Unquoted | TokenKind::QuotedString | TokenKind::TripleQuotedString => {
-                words += &token.value
-            }
-            _ => words.push('\n'),
-        }
-    }
-    let (mut internal, mut external) = (0, 0);
-    for token in tokens {
-        match &token.subst {
-            Some(path) if path.segments.len() == 1 && !words.contains(&path.segments[0].text) => {
-                external += 1
-            }
-            Some(_) => internal += 1,
-            None if token.kind == TokenKind::PlusEquals => internal += 1,
-            None => continue,
-        }
-        if internal > MOST_INTERNAL || external > MOST_EXTERNAL {
-            return Err(Refused {
-                line: token.line,
-                found: "one substitution or += too many",
-                expected: "at most 16 that read from the file and 256 from the environment",
             });
         }
     }

@@ -1,7 +1,7 @@
 //! The requests of one connection: those that wait, those that are sent, and those that must wait
 //! for an operation of several steps on the same client.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +24,9 @@ pub(super) struct Flight {
     parked: VecDeque<Entry>,
     /// How many of the operations between two steps, and of those parked, are on each thing.
     held: HashMap<u64, usize>,
+    /// How many of those in `pending` are answered already: they are taken out when they come up, or
+    /// when they are the greater part.
+    answered: usize,
     /// No unanswered request has an earlier deadline.
     next_deadline: Instant,
     heartbeat_sent: Instant,
@@ -46,6 +49,13 @@ enum Purpose {
     Scripts,
 }
 
+impl Entry {
+    /// Whether others wait for its end.
+    fn must_let_go(&self) -> bool {
+        self.holds || self.purpose != Purpose::Caller
+    }
+}
+
 struct Sent {
     entry: Entry,
     replies: Vec<Frame>,
@@ -53,6 +63,8 @@ struct Sent {
     /// Where its bytes begin in the connection's life.
     begin: u64,
     at: Instant,
+    /// An earlier operation on the same thing has to be sent again, and this one after it.
+    again: bool,
 }
 
 /// Nobody waits for an internal request.
@@ -79,6 +91,7 @@ impl Flight {
             sent: VecDeque::new(),
             parked: VecDeque::new(),
             held: HashMap::new(),
+            answered: 0,
             next_deadline: far_away(),
             heartbeat_sent: Instant::now(),
             heartbeat_due: false,
@@ -112,6 +125,10 @@ impl Flight {
                 break;
             };
             if !entry.holds {
+                if entry.request.is_answered() {
+                    self.answered = self.answered.saturating_sub(1);
+                    continue;
+                }
                 if !self.held.is_empty() && self.is_held(&entry) {
                     self.park(entry);
                     continue;
@@ -140,12 +157,17 @@ impl Flight {
             Ok(0) => self.decode(entry, Vec::new()),
             Ok(expected) => {
                 self.context.metrics.add(Counter::Sent, 1);
+                if !entry.holds && entry.request.operation.is_stepwise() {
+                    entry.holds = true;
+                    self.hold(&entry);
+                }
                 self.sent.push_back(Sent {
                     entry,
                     replies: Vec::with_capacity(expected),
                     expected,
                     begin,
                     at: Instant::now(),
+                    again: false,
                 });
             }
             Err(panic) => {
@@ -163,8 +185,13 @@ impl Flight {
         };
         sent.replies.push(frame);
         if sent.replies.len() == sent.expected {
-            if let Some(sent) = self.sent.pop_front() {
-                self.decode(sent.entry, sent.replies);
+            match self.sent.pop_front() {
+                Some(sent) if sent.again => {
+                    self.context.metrics.add(Counter::Retried, 1);
+                    self.next_step(sent.entry);
+                }
+                Some(sent) => self.decode(sent.entry, sent.replies),
+                None => {}
             }
         }
         true
@@ -185,6 +212,7 @@ impl Flight {
                 if !self.loading_scripts {
                     self.loading_scripts = true;
                     self.internal(Box::new(LoadScripts), Purpose::Scripts, SCRIPTS_DEADLINE);
+                    self.send_followers_again();
                 }
                 self.next_step(entry);
             }
@@ -214,12 +242,19 @@ impl Flight {
         self.insert_in_order(entry);
     }
 
+    /// The server has forgotten the scripts: an operation was not done, but what was sent behind it and
+    /// needs no script was, or will be. All of it is done once more, in order; every operation may be
+    /// repeated as long as none came between. What is sent from here on is behind `LoadScripts`.
+    fn send_followers_again(&mut self) {
+        for sent in &mut self.sent {
+            sent.again = !sent.entry.request.operation.affinity().each().is_empty();
+        }
+    }
+
     fn insert_in_order(&mut self, entry: Entry) {
         let at = self
             .pending
-            .iter()
-            .position(|other| other.request.id > entry.request.id)
-            .unwrap_or(self.pending.len());
+            .partition_point(|other| other.request.id <= entry.request.id);
         self.pending.insert(at, entry);
     }
 
@@ -307,38 +342,70 @@ impl Flight {
             return;
         }
         let mut next = far_away();
+        let mut must_let_go = false;
         for sent in &mut self.sent {
             expire_or_note(&mut sent.entry.request, now, &mut next, &self.context);
         }
         for list in [&mut self.pending, &mut self.parked] {
             for entry in list.iter_mut() {
-                expire_or_note(&mut entry.request, now, &mut next, &self.context);
+                if expire_or_note(&mut entry.request, now, &mut next, &self.context) {
+                    self.answered += 1;
+                    must_let_go |= entry.must_let_go();
+                }
             }
         }
-        self.take_answered();
-        self.next_deadline = next;
+        self.tidy(must_let_go);
+        // To look through a hundred thousand requests takes a while: not over and over.
+        self.next_deadline = next.max(now + now.elapsed() * 4);
     }
 
-    /// Answers request `id` at once, unless it is answered already.
-    pub(super) fn cancel(&mut self, id: u64) {
-        for list in [&mut self.pending, &mut self.parked] {
-            for entry in list.iter_mut().filter(|entry| entry.request.id == id) {
-                let error = match entry.request.began {
-                    true => Error::Unknown(Why::Cancelled),
-                    false => Error::Cancelled,
-                };
-                entry.request.answer(&self.context, Err(error));
+    /// Answers these requests at once, unless they are answered already.
+    pub(super) fn cancel(&mut self, ids: &HashSet<u64>) {
+        let mut must_let_go = false;
+        let mut cancel = |entry: &mut Entry| {
+            if entry.request.is_answered() {
+                return;
+            }
+            let error = match entry.request.began {
+                true => Error::Unknown(Why::Cancelled),
+                false => Error::Cancelled,
+            };
+            entry.request.answer(&self.context, Err(error));
+            self.answered += 1;
+            must_let_go |= entry.must_let_go();
+        };
+        for id in ids {
+            let at = self.pending.partition_point(|it| it.request.id < *id);
+            match self.pending.get_mut(at) {
+                Some(entry) if entry.request.id == *id => cancel(entry),
+                _ => {}
             }
         }
-        for sent in self.sent.iter_mut().filter(|it| it.entry.request.id == id) {
-            let error = Error::Unknown(Why::Cancelled);
-            sent.entry.request.answer(&self.context, Err(error));
+        for entry in &mut self.parked {
+            if ids.contains(&entry.request.id) {
+                cancel(entry);
+            }
         }
-        self.take_answered();
+        for sent in &mut self.sent {
+            if ids.contains(&sent.entry.request.id) {
+                let error = Error::Unknown(Why::Cancelled);
+                sent.entry.request.answer(&self.context, Err(error));
+            }
+        }
+        self.tidy(must_let_go);
+    }
+
+    /// What is answered and holds nothing may stay until it comes up, so that each of a hundred
+    /// thousand cancellations does not move all the rest.
+    fn tidy(&mut self, must_let_go: bool) {
+        if must_let_go || self.answered > 64 && self.answered * 2 > self.pending.len() {
+            self.take_answered();
+        }
     }
 
     /// Removes what is answered from where it waits, and lets go of what it held.
     fn take_answered(&mut self) {
+        self.answered = 0;
         let mut over = Vec::new();
         for list in [&mut self.pending, &mut self.parked] {
             if list.iter().any(|entry| entry.request.is_answered()) {
@@ -436,13 +503,20 @@ impl Flight {
     }
 }
 
-fn expire_or_note(request: &mut Request, now: Instant, next: &mut Instant, context: &Context) {
+/// True when it was answered here.
+fn expire_or_note(
+    request: &mut Request,
+    now: Instant,
+    next: &mut Instant,
+    context: &Context,
+) -> bool {
     if request.is_answered() {
-        return;
+        return false;
     }
     if request.deadline <= now {
         request.answer(context, Err(Error::Timeout));
-    } else {
-        *next = (*next).min(request.deadline);
+        return true;
     }
+    *next = (*next).min(request.deadline);
+    false
 }

@@ -92,6 +92,10 @@ impl Operation for AckMessages {
         step
     }
 
+    fn is_stepwise(&self) -> bool {
+        self.ids.len() > ACK_STEP
+    }
+
     fn size(&self) -> usize {
         self.client.len() + self.ids.iter().map(|id| id.len() + 24).sum::<usize>()
     }
@@ -128,6 +132,10 @@ impl Operation for DeleteMessages {
             Ok(reply) => fenced(reply, |left| if left > 0 { Step::Again } else { done() }),
             Err(step) => step,
         }
+    }
+
+    fn is_stepwise(&self) -> bool {
+        true
     }
 
     fn size(&self) -> usize {

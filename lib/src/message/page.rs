@@ -181,6 +181,10 @@ impl Operation for GetMessages {
         }
     }
 
+    fn is_stepwise(&self) -> bool {
+        true
+    }
+
     fn size(&self) -> usize {
         self.client.len()
     }

@@ -10,13 +10,15 @@
 -- Reply: 1 if the route is new, 0 if it was there.
 -- Cost: O(levels of the filter).
 --
--- The trie is one hash. The field `{id of the parent}/{level}` (the root's id is 0) holds the trie node
--- `{id} {number of children} {1 if a route's real filter ends here, else 0}`, so that a filter takes
--- memory for its own levels alone, however deep it is; the field `next` holds the highest id given so far.
+-- The trie is one hash. Its nodes are the beginnings of real filters; a `#` is no node of its own but a mark of
+-- the one that it follows. The field `{id of the parent}/{level}`, or `root` for the empty beginning, holds
+-- `{id} {children that are no wildcard} {marks}`. Marks are the sum of 1 if a real filter ends here, 2 if there
+-- is a child `+`, 4 if a real filter goes on with `#` and ends. The field `next` holds the highest id given so
+-- far. So a filter takes memory for its own levels alone, however deep it is.
 --
 -- Everything is read before anything is written: a foreign value at any of the keys fails the script while
 -- nothing has changed yet. And what is there is looked at key by key, so that adding a route again repairs
--- whatever part of it went missing.
+-- whatever key of it went missing.
 
 local filter, node, now = ARGV[1], ARGV[2], ARGV[3]
 local known = redis.call('SISMEMBER', KEYS[1], node)
@@ -28,45 +30,53 @@ if #KEYS > 2 then
   redis.call('ZSCORE', wildcards, member)
   redis.call('SISMEMBER', routes, member)
 
-  -- Down along the trie nodes that exist; what is left over are the levels to make.
-  local parent, parent_field, parent_children, parent_ends = '0', nil, nil, nil
-  local new_levels = {}
+  -- Down to the last trie node that exists; what is left over are the levels to make.
+  local field, id, literals, marks = 'root', '0', '0', '0'
+  local new_levels, mark = {}, 1
+  local value = redis.call('HGET', trie, field)
+  if value then
+    id, literals, marks = string.match(value, '^(%d+) (%d+) (%d)$')
+  end
   for level in string.gmatch(real .. '/', '([^/]*)/') do
-    local found
-    if #new_levels == 0 then
-      local field = parent .. '/' .. level
-      local value = redis.call('HGET', trie, field)
-      local id, children, ends = string.match(value or '', '^(%d+) (%d+) ([01])$')
-      if id then
-        parent, parent_field, parent_children, parent_ends = id, field, children, ends
-        found = true
-      end
-    end
-    if not found then
+    if level == '#' then
+      mark = 4
+    elseif #new_levels > 0 then
       new_levels[#new_levels + 1] = level
+    else
+      value = redis.call('HGET', trie, id .. '/' .. level)
+      if value then
+        field = id .. '/' .. level
+        id, literals, marks = string.match(value, '^(%d+) (%d+) (%d)$')
+      else
+        new_levels[1] = level
+      end
     end
   end
 
-  if #new_levels > 0 then
-    local id = redis.call('HINCRBY', trie, 'next', #new_levels) - #new_levels
-    if parent_field then
-      redis.call('HSET', trie, parent_field, parent .. ' ' .. (parent_children + 1) .. ' ' .. parent_ends)
+  -- The highest id first: nothing but a foreign value at `next` can fail from here on.
+  local count = #new_levels
+  local new_id = count > 0 and redis.call('HINCRBY', trie, 'next', count) - count
+  local writes = {}
+  for i = 0, count do
+    local level = new_levels[i + 1]
+    if not level then
+      marks = bit.bor(marks, mark)
+    elseif level == '+' then
+      marks = bit.bor(marks, 2)
+    else
+      literals = literals + 1
     end
-    local writes = {}
-    for i, level in ipairs(new_levels) do
-      id = id + 1
-      local last = i == #new_levels
-      writes[#writes + 1] = parent .. '/' .. level
-      writes[#writes + 1] = id .. (last and ' 0 1' or ' 1 0')
-      parent = id
-      -- unpack is limited by Lua's stack.
-      if last or #writes == 1000 then
-        redis.call('HMSET', trie, unpack(writes))
-        writes = {}
-      end
+    writes[#writes + 1] = field
+    writes[#writes + 1] = id .. ' ' .. literals .. ' ' .. marks
+    -- unpack is limited by Lua's stack.
+    if not level or #writes == 1000 then
+      redis.call('HSET', trie, unpack(writes))
+      writes = {}
     end
-  elseif parent_ends == '0' then
-    redis.call('HSET', trie, parent_field, parent .. ' ' .. parent_children .. ' 1')
+    if level then
+      new_id = new_id + 1
+      field, id, literals, marks = id .. '/' .. level, new_id, 0, 0
+    end
   end
   redis.call('SADD', routes, member)
   redis.call('ZADD', wildcards, 'NX', now, member)

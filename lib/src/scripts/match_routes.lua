@@ -4,17 +4,16 @@
 -- ARGV[1] name             ARGV[2] what stands before the real filter in trie:{real filter}
 --
 -- Reply: filter, node, filter, node ... each pair once, in no order.
--- Cost: one HMGET for each level of the name until no filter begins like it, over the trie nodes that match
--- so far; then one SMEMBERS for each real filter that matches. No more trie nodes are visited than there are
--- beginnings of filters that match a beginning of the name, at most 2^i of them at level i: the number of
--- filters counts only where they all begin like the name.
+-- Cost: at most two HGET for each trie node that matches a beginning of the name, and one SMEMBERS for each real
+-- filter that matches. Such nodes are at most 2^i at level i, and never more than the filters that begin like
+-- the name have levels: all other filters cost nothing.
 --
 -- See add_route.lua for what the trie holds.
 
 local name, trie = ARGV[1], KEYS[2]
 local reply = {}
 
--- A name can look like a shared filter, but no filter is meant that matches it.
+-- A name can look like a shared filter, but that filter does not match it.
 if string.sub(name, 1, 7) ~= '$share/' then
   for _, node in ipairs(redis.call('SMEMBERS', KEYS[1])) do
     reply[#reply + 1] = name
@@ -22,86 +21,68 @@ if string.sub(name, 1, 7) ~= '$share/' then
   end
 end
 
--- HMGET in parts, since unpack is limited by Lua's stack.
-local function fetch(fields)
-  if #fields <= 1000 then
-    return redis.call('HMGET', trie, unpack(fields))
+local root = redis.call('HGET', trie, 'root')
+if not root then
+  return reply
+end
+
+-- A beginning of a filter is that of the name up to a position, but for the levels where it has a `+`: they
+-- are a list, last first, of {first byte, last byte, those before}. The filter is put together only where one
+-- matches, since doing it at each level would take the square of a deep name's length.
+local function collect(plus, stop, tail)
+  local parts = {tail}
+  while plus do
+    parts[#parts + 1] = string.sub(name, plus[2] + 1, stop)
+    parts[#parts + 1] = '+'
+    stop, plus = plus[1] - 1, plus[3]
   end
-  local values = {}
-  for first = 1, #fields, 1000 do
-    for _, value in ipairs(redis.call('HMGET', trie, unpack(fields, first, math.min(first + 999, #fields)))) do
-      values[#values + 1] = value
+  if stop > 0 then
+    parts[#parts + 1] = string.sub(name, 1, stop)
+  end
+  for i = 1, math.floor(#parts / 2) do
+    parts[i], parts[#parts + 1 - i] = parts[#parts + 1 - i], parts[i]
+  end
+  for _, member in ipairs(redis.call('SMEMBERS', ARGV[2] .. table.concat(parts))) do
+    reply[#reply + 1], reply[#reply + 2] = string.match(member, '^(.*)|(.*)$')
+  end
+end
+
+-- Depth first: follow the name's own levels, and put each `+` met on a stack for later. `start` is where the
+-- next level of the name begins, nil behind the last one.
+local values, starts, pluses = {root}, {1}, {}
+local top = 1
+while top > 0 do
+  local value, start, plus = values[top], starts[top], pluses[top]
+  top = top - 1
+  while value do
+    local id, literals, marks = string.match(value, '^(%d+) (%d+) (%d)$')
+    if not start then
+      if bit.band(marks, 1) ~= 0 then
+        collect(plus, #name, '')
+      end
+      if bit.band(marks, 4) ~= 0 then
+        collect(plus, #name, '/#')
+      end
+      break
     end
-  end
-  return values
-end
 
--- A step is {id, level, the step before}: the real filter is put together only for what matches.
-local function collect(step)
-  local levels = {}
-  local at = step
-  while at do
-    levels[#levels + 1] = at[2]
-    at = at[3]
-  end
-  for i = 1, math.floor(#levels / 2) do
-    levels[i], levels[#levels + 1 - i] = levels[#levels + 1 - i], levels[i]
-  end
-  for _, member in ipairs(redis.call('SMEMBERS', ARGV[2] .. table.concat(levels, '/'))) do
-    local filter, node = string.match(member, '^(.*)|(.*)$')
-    reply[#reply + 1] = filter
-    reply[#reply + 1] = node
-  end
-end
-
-local root = {'0'}
-local frontier = {root}
-local start = 1
-while #frontier > 0 do
-  -- The next level of the name, or nil behind the last one, where `#` still matches its parent.
-  local level
-  if start then
     local slash = string.find(name, '/', start, true)
-    level = string.sub(name, start, slash and slash - 1 or -1)
-    start = slash and slash + 1
-  end
-  local wanted = {'#', '+', level}
-  if not level then
-    wanted = {'#'}
-  elseif frontier[1] == root and string.sub(level, 1, 1) == '$' then
-    wanted = {level}
-  end
-
-  local fields = {}
-  for _, step in ipairs(frontier) do
-    for _, child in ipairs(wanted) do
-      fields[#fields + 1] = step[1] .. '/' .. child
-    end
-  end
-  local values = fetch(fields)
-
-  local next_frontier = {}
-  for i, step in ipairs(frontier) do
-    for j, child in ipairs(wanted) do
-      local value = values[(i - 1) * #wanted + j]
-      if value then
-        local id, children, ends = string.match(value, '^(%d+) (%d+) ([01])$')
-        local below = {id, child, step[1] ~= '0' and step or nil}
-        if child == '#' or (not start and level) then
-          -- Here the filter must end, or the `#` below it.
-          if ends == '1' then
-            collect(below)
-          end
-        end
-        if child ~= '#' and children and children ~= '0' then
-          next_frontier[#next_frontier + 1] = below
-        end
+    local stop = slash and slash - 1 or #name
+    local after = slash and slash + 1
+    -- Wildcards do not match a first level that begins with `$`.
+    if marks ~= '0' and (start > 1 or string.sub(name, 1, 1) ~= '$') then
+      if bit.band(marks, 4) ~= 0 then
+        collect(plus, start - 2, start > 1 and '/#' or '#')
+      end
+      if bit.band(marks, 2) ~= 0 then
+        top = top + 1
+        values[top] = redis.call('HGET', trie, id .. '/+')
+        starts[top] = after
+        pluses[top] = {start, stop, plus}
       end
     end
-  end
-  frontier = next_frontier
-  if not level then
-    break
+    value = literals ~= '0' and redis.call('HGET', trie, id .. '/' .. string.sub(name, start, stop))
+    start = after
   end
 end
 return reply

@@ -89,7 +89,7 @@ start() -> start_with(env_source()).
 %% dropping requests in flight. `{error, {invalid_config, [#{path := _, found := _, expected := _}]}}'
 %% names every fault, and nothing is started or changed.
 -spec start(map()) -> ok | {error, term()}.
-start(Config) when is_map(Config) -> start_with({map, Config}).
+start(Config) -> start_with({map, emqx_redis_args:config(1, Config)}).
 
 start_with(Source) ->
     case emqx_redis_nif:validate(Source) of

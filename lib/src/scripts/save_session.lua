@@ -1,6 +1,6 @@
 -- Writes a session.
 -- KEYS: session, epoch, sync:sessions, expiry:sessions
--- ARGV: 1 client id, 2 data, 3 now (s), 4 expires_at (s), 5 now (ms), 6 expires_at (ms, or +inf),
+-- ARGV: 1 client id, 2 data, 3 now (s), 4 expires_at (s), 5 now (ms, with a fraction), 6 expires_at (ms, or +inf),
 --       7 node, 8 epoch or '', 9 the epoch's time to live (ms) or ''
 -- Answers 0, or what fence.lua answers. Cost: O(log N), 5 commands; one more for a new session, and for one that is claimed.
 local call = redis.call

@@ -2,8 +2,8 @@
 %% argument was wrong and what was expected.
 -module(emqx_redis_args).
 
--export([client_id/2, message_id/2, binaries/2, count/2, topic/2, node_name/2, options/3]).
--export([message/2, command/2]).
+-export([client_id/2, message_id/2, binaries/2, count/2, topic/2, node_name/2, options/3, config/2]).
+-export([message/2, messages/2, command/2, commands/2]).
 -export([format_error/2]).
 
 -export_type([options/0, time_to_live/0]).
@@ -87,6 +87,11 @@ message(Position, Message) when is_map(Message) ->
 message(Position, _) ->
     bad(Position, "message: not a map").
 
+-spec messages(pos_integer(), [map()]) -> [{binary(), integer() | undefined, map()}].
+messages(Position, [Message | Rest]) -> [message(Position, Message) | messages(Position, Rest)];
+messages(_Position, []) -> [];
+messages(Position, _) -> bad(Position, "not a list of messages").
+
 first_of([Key | Keys], Map) ->
     case Map of
         #{Key := Value} -> Value;
@@ -106,11 +111,20 @@ command(Position, [_ | _] = Words) ->
 command(Position, _) ->
     bad(Position, "command: not a list with at least a name").
 
+-spec commands(pos_integer(), [[iodata() | atom() | number()]]) -> [[binary()]].
+commands(Position, [Command | Rest]) -> [command(Position, Command) | commands(Position, Rest)];
+commands(_Position, []) -> [];
+commands(Position, _) -> bad(Position, "not a list of commands").
+
 word(Word) when is_binary(Word) -> Word;
 word(Word) when is_list(Word) -> iolist_to_binary(Word);
 word(Word) when is_integer(Word) -> integer_to_binary(Word);
 word(Word) when is_atom(Word) -> atom_to_binary(Word, utf8);
 word(Word) when is_float(Word) -> list_to_binary(io_lib:format("~w", [Word])).
+
+-spec config(pos_integer(), map()) -> map().
+config(_Position, Config) when is_map(Config) -> Config;
+config(Position, _) -> bad(Position, "configuration: not a map").
 
 %%--------------------------------------------------------------------
 %% Options

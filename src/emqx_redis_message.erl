@@ -66,7 +66,7 @@ store_messages_async(ClientId, Messages, Opts) -> async(store_all(ClientId, Mess
 
 store_all(ClientId, Messages, Opts) ->
     {Ttl, Limit, Timeout} = store_options(Opts),
-    All = [emqx_redis_args:message(2, Message) || Message <- Messages],
+    All = emqx_redis_args:messages(2, Messages),
     {{store_messages, emqx_redis_args:client_id(1, ClientId), All, Ttl, Limit}, Timeout}.
 
 %% Stores one message for many clients: one atomic unit for each, all in one round trip. Where some fail,

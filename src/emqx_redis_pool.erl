@@ -18,7 +18,7 @@ start_link() -> emqx_redis_server:start_link().
 %% The same with a configuration of its own: a map with the keys of the section `redis' (`redis_type' is
 %% taken for `type'), or with all sections. `{error, {invalid_config, Errors}}' names every fault.
 -spec start_link(map()) -> {ok, pid()} | ignore | {error, term()}.
-start_link(Config) when is_map(Config) -> emqx_redis_server:start_link({pool, Config}).
+start_link(Config) -> emqx_redis_server:start_link({pool, emqx_redis_args:config(1, Config)}).
 
 %% Stops what `start_link' started. What waits is answered `{error, stopped}'.
 -spec stop() -> ok.
@@ -60,7 +60,7 @@ pipeline_async(Commands, Opts) -> async(several(Commands, Opts)).
 
 several(Commands, Opts) ->
     [Timeout] = emqx_redis_args:options(2, Opts, [timeout]),
-    {{pipeline, [emqx_redis_args:command(1, Command) || Command <- Commands]}, Timeout}.
+    {{pipeline, emqx_redis_args:commands(1, Commands)}, Timeout}.
 
 %%--------------------------------------------------------------------
 %% Internal

@@ -89,14 +89,14 @@ start() -> start_with(env_source()).
 %% dropping requests in flight. `{error, {invalid_config, [#{path := _, found := _, expected := _}]}}'
 %% names every fault, and nothing is started or changed.
 -spec start(map()) -> ok | {error, term()}.
-start(Config) when is_map(Config) -> start_with({map, Config}).
+start(Config) -> start_with({map, emqx_redis_args:config(1, Config)}).
 
 start_with(Source) ->
     ok = emqx_redis_storage_app:load_library(),
     case emqx_redis_nif:validate(Source) of
         {ok, _} ->
             %% Within a fun, so that no listing of the environment shows a password.
-            application:load(?MODULE),
+            _ = application:load(?MODULE),
             application:set_env(?MODULE, started_with, fun() -> Source end),
             start_validated(Source);
         {error, _} = Error ->

@@ -1,47 +1,63 @@
 //! The order of messages within one millisecond.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 
 /// A double at today's milliseconds since 1970 has room for 2^11 places within each, until 2109.
 const PLACES: u32 = 1 << 11;
 /// `PLACES` as a decimal fraction: one place is exactly this many units of the 11th digit.
 const PLACE_UNITS: u64 = 100_000_000_000 / PLACES as u64;
-const SLOTS: usize = 1 << 14;
+/// Pairs of client and millisecond that are remembered at least.
+const REMEMBERED: usize = 1 << 15;
 
 /// Counts the messages of one client that have the same timestamp, so that their scores tell the
 /// order in which this node submitted them.
 ///
-/// It remembers the last pairs of client and timestamp, each in the slot of its hash, in fixed
-/// memory. A pair that lost its slot starts again at place 0, which matters only where 16,384 other
-/// pairs came between two messages of one client and one millisecond.
-#[derive(Debug)]
+/// It remembers the pairs of client and timestamp that were used last, in two generations: when the
+/// younger one is full it becomes the older one, and what was in the older one is forgotten. A pair that
+/// was forgotten starts again at place 0, which matters only where 32,768 other pairs came between
+/// two messages of one client and one millisecond.
+#[derive(Debug, Default)]
 pub struct Sequencer {
-    slots: Mutex<Vec<(u64, u32)>>,
+    generations: Mutex<Generations>,
 }
 
-impl Default for Sequencer {
-    fn default() -> Self {
-        Sequencer {
-            slots: Mutex::new(vec![(0, 0); SLOTS]),
+#[derive(Debug, Default)]
+struct Generations {
+    younger: Places,
+    older: Places,
+}
+
+/// How many messages each client has had at each millisecond.
+type Places = HashMap<(u64, i64), u32>;
+
+impl Sequencer {
+    /// The next place for this client at this millisecond, or at the first later one that has room:
+    /// more messages than a millisecond has places for go on in the next one.
+    pub fn next(&self, client: u64, millis: i64) -> (i64, u32) {
+        let mut generations = self
+            .generations
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        let mut millis = millis;
+        loop {
+            match generations.next((client, millis)) {
+                Some(place) => return (millis, place),
+                None => millis = millis.saturating_add(1),
+            }
         }
     }
 }
 
-impl Sequencer {
-    /// The next place for this client at this millisecond; the last place is shared by all that
-    /// come after it.
-    pub fn next(&self, client: u64, millis: i64) -> u32 {
-        let key = (client ^ (millis as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
-        let mut slots = self
-            .slots
-            .lock()
-            .unwrap_or_else(|broken| broken.into_inner());
-        let slot = &mut slots[(key >> 1) as usize % SLOTS];
-        *slot = match *slot {
-            (known, place) if known == key => (key, (place + 1).min(PLACES - 1)),
-            _ => (key, 0),
-        };
-        slot.1
+impl Generations {
+    fn next(&mut self, pair: (u64, i64)) -> Option<u32> {
+        let known = self.younger.get(&pair).or_else(|| self.older.get(&pair));
+        let place = known.copied().unwrap_or(0);
+        if self.younger.len() >= REMEMBERED && !self.younger.contains_key(&pair) {
+            self.older = std::mem::take(&mut self.younger);
+        }
+        self.younger.insert(pair, (place + 1).min(PLACES));
+        (place < PLACES).then_some(place)
     }
 }
 
@@ -67,10 +83,36 @@ mod tests {
     #[test]
     fn places_count_up_for_each_client_and_millisecond() {
         let sequencer = Sequencer::default();
-        assert_eq!([0, 1, 2].map(|_| sequencer.next(7, 5)), [0, 1, 2]);
-        assert_eq!(sequencer.next(8, 5), 0);
-        assert_eq!(sequencer.next(7, 6), 0);
-        assert_eq!(sequencer.next(7, 5), 3);
+        let places = [0, 1, 2].map(|_| sequencer.next(7, 5));
+        assert_eq!(places, [(5, 0), (5, 1), (5, 2)]);
+        assert_eq!(sequencer.next(8, 5), (5, 0));
+        assert_eq!(sequencer.next(7, 6), (6, 0));
+        assert_eq!(sequencer.next(7, 5), (5, 3));
+    }
+
+    #[test]
+    fn a_full_millisecond_goes_on_in_the_next() {
+        let sequencer = Sequencer::default();
+        let all: Vec<_> = (0..3 * PLACES + 1).map(|_| sequencer.next(7, 5)).collect();
+        assert!(all.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(all.last(), Some(&(8, 0)));
+        assert_eq!(sequencer.next(7, 6), (8, 1));
+    }
+
+    #[test]
+    fn many_clients_at_once_do_not_disturb_each_other() {
+        let sequencer = Sequencer::default();
+        for place in 0..3 {
+            for client in 0..REMEMBERED as u64 {
+                assert_eq!(sequencer.next(client << 40, 5), (5, place));
+            }
+        }
+        // Memory is bounded all the same.
+        for client in 0..5 * REMEMBERED as u64 {
+            sequencer.next(client, 6);
+        }
+        let generations = sequencer.generations.lock().unwrap();
+        assert!(generations.younger.len() + generations.older.len() <= 2 * REMEMBERED);
     }
 
     proptest! {

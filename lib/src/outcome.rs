@@ -5,7 +5,8 @@ use crate::request::{Answer, Step};
 use crate::resp::Frame;
 use crate::scripts;
 
-/// The keys that a unit writes, with the types that they must have, for when one is of another.
+/// The keys that a unit touches, with the types that they must have, for when one is of another: those
+/// that `TYPE` knows, and `integer` for a string that must be one.
 pub(crate) type TypedKeys = Vec<(Vec<u8>, &'static str)>;
 
 /// What a script answered, or how to go on after its error.
@@ -59,9 +60,16 @@ pub(crate) fn transaction_replies(
     }
 }
 
-/// What a command that reads answered. A foreign value where it reads is left alone.
-pub(crate) fn read_reply(replies: Vec<Frame>) -> Result<Frame, Step> {
+/// What a command that reads answered, or how to go on after an error.
+pub(crate) fn read_reply(
+    replies: Vec<Frame>,
+    keys: impl FnOnce() -> TypedKeys,
+) -> Result<Frame, Step> {
     match replies.into_iter().next_back() {
+        Some(Frame::Error(text)) if is_foreign(&text) => {
+            let text = String::from_utf8_lossy(&text).into_owned();
+            Err(Step::Repair(keys(), Error::Partial(text)))
+        }
         Some(Frame::Error(text)) => Err(Step::Done(Err(Error::from_reply(&text)))),
         Some(reply) => Ok(reply),
         None => Err(Step::Done(Err(Error::unexpected_reply("read")))),

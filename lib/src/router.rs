@@ -181,8 +181,8 @@ impl Operation for Topics {
             .int(from + TOPICS_STEP - 1);
     }
 
-    fn decode(&mut self, _: &Context, replies: Vec<Frame>) -> Step {
-        let page = match read_reply(replies) {
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        let page = match read_reply(replies, || vec![(context.keys.routes_index(), "zset")]) {
             Ok(page) => strings(page),
             Err(step) => return step,
         };

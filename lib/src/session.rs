@@ -18,7 +18,7 @@ const LIST_STEP: u64 = 1000;
 fn typed_keys(context: &Context, client: &[u8]) -> TypedKeys {
     vec![
         (context.keys.session(client), "hash"),
-        (context.keys.epoch(client), "string"),
+        (context.keys.epoch(client), "integer"),
         (context.keys.sessions_index(), "zset"),
         (context.keys.sessions_expiry(), "zset"),
     ]
@@ -67,7 +67,8 @@ impl Operation for SaveSession {
             Some(ttl) => out.int(now / 1_000_000 + ttl as i64),
             None => out.arg(b"infinity"),
         };
-        out.int(now / 1000);
+        // With microseconds, so that saves of the same millisecond are listed in their order.
+        out.arg(format!("{}.{:03}", now / 1000, now % 1000).as_bytes());
         match ttl {
             Some(ttl) => out.int(now / 1000 + ttl as i64 * 1000),
             None => out.arg(b"+inf"),
@@ -111,8 +112,10 @@ impl Operation for LoadSession {
         commands.command(&[b"HGET", &context.keys.session(&self.client), b"data"]);
     }
 
-    fn decode(&mut self, _: &Context, replies: Vec<Frame>) -> Step {
-        match read_reply(replies) {
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        match read_reply(replies, || {
+            vec![(context.keys.session(&self.client), "hash")]
+        }) {
             Ok(Frame::Bulk(data)) => Step::Done(Ok(Answer::Term(data))),
             Ok(Frame::Nil) => Step::Done(Err(Error::NotFound)),
             Ok(_) => Step::Done(Err(Error::unexpected_reply("HGET"))),
@@ -308,8 +311,8 @@ impl Operation for CountSessions {
         commands.command(&[b"ZCOUNT", &expiry, now.as_bytes(), b"+inf"]);
     }
 
-    fn decode(&mut self, _: &Context, replies: Vec<Frame>) -> Step {
-        match read_reply(replies) {
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        match read_reply(replies, || vec![(context.keys.sessions_expiry(), "zset")]) {
             Ok(Frame::Integer(count)) => Step::Done(Ok(Answer::Count(count as u64))),
             Ok(_) => Step::Done(Err(Error::unexpected_reply("ZCOUNT"))),
             Err(step) => step,

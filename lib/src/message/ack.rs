@@ -14,7 +14,7 @@ use crate::session::epoch_arg;
 const ACK_STEP: usize = 200;
 
 fn typed_keys(context: &Context, client: &[u8]) -> TypedKeys {
-    let mut keys = vec![(context.keys.epoch(client), "string")];
+    let mut keys = vec![(context.keys.epoch(client), "integer")];
     keys.extend(shared_keys(context, client));
     keys
 }

@@ -93,7 +93,7 @@ impl GetMessages {
     }
 
     fn decode_values(&mut self, replies: Vec<Frame>) -> Step {
-        let values = match read_reply(replies) {
+        let values = match read_reply(replies, Vec::new) {
             Ok(Frame::Array(values)) if values.len() == self.values_step().len() => values,
             Ok(_) => return Step::Done(Err(Error::unexpected_reply("MGET"))),
             Err(step) => return step,
@@ -112,6 +112,21 @@ impl GetMessages {
             return Step::Again;
         }
         self.done()
+    }
+
+    fn decode_prune(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        let keys = || {
+            let ids = self.missing().take(READ_STEP);
+            let keys = ids.map(|id| (context.keys.message(&self.client, id), "string"));
+            keys.chain(shared_keys(context, &self.client)).collect()
+        };
+        match script_reply(replies, keys) {
+            Ok(_) => {
+                self.phase = Phase::Ids;
+                Step::Again
+            }
+            Err(step) => step,
+        }
     }
 
     fn done(&mut self) -> Step {
@@ -162,13 +177,7 @@ impl Operation for GetMessages {
         match self.phase {
             Phase::Ids => self.decode_ids(context, replies),
             Phase::Values => self.decode_values(replies),
-            Phase::Prune => match script_reply(replies, || shared_keys(context, &self.client)) {
-                Ok(_) => {
-                    self.phase = Phase::Ids;
-                    Step::Again
-                }
-                Err(step) => step,
-            },
+            Phase::Prune => self.decode_prune(context, replies),
         }
     }
 

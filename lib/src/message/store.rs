@@ -1,5 +1,6 @@
 //! Storing messages.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -50,10 +51,22 @@ pub struct StoreMessages {
     messages: Vec<Message>,
     ttl: Option<Ttl>,
     limit: Option<Limit>,
-    /// Each message's place: milliseconds and score. Decided when it is first sent.
-    places: Vec<(i64, String)>,
+    /// Decided when it is first sent.
+    places: Vec<Place>,
     dropped: Vec<Bytes>,
     phase: Phase,
+}
+
+/// Where a message stands in its queue.
+#[derive(Debug)]
+struct Place {
+    /// Its timestamp.
+    millis: i64,
+    /// Its score in the queue, which tells the order within a millisecond too.
+    score: String,
+    /// Whether a message that is there already takes this place: where it has another timestamp. One
+    /// without a timestamp of its own stays where it is.
+    moves: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,8 +104,12 @@ impl StoreMessages {
             let now = context.clock.now_micros() / 1000;
             let places = self.messages.iter().map(|message| {
                 let millis = message.timestamp.unwrap_or(now);
-                let place = context.sequencer.next(self.affinity, millis);
-                (millis, score(millis, place))
+                let (at, place) = context.sequencer.next(self.affinity, millis);
+                Place {
+                    millis,
+                    score: score(at, place),
+                    moves: message.timestamp.is_some(),
+                }
             });
             self.places = places.collect();
         }
@@ -106,6 +123,10 @@ impl StoreMessages {
                 .map(|message| context.keys.message_member(&self.client, &message.id))
         };
         out.command(&[b"MULTI"]);
+        for message in self.unstamped() {
+            let key = context.keys.message(&self.client, &message.id);
+            out.command(&[b"EXISTS", &key]);
+        }
         for message in &self.messages {
             let key = context.keys.message(&self.client, &message.id);
             match ttl {
@@ -124,16 +145,11 @@ impl StoreMessages {
             .arg(b"ZADD")
             .arg(&context.keys.queue(&self.client))
             .arg(b"NX");
-        for (message, (_, score)) in self.messages.iter().zip(&self.places) {
-            out.arg(score.as_bytes()).arg(&message.id);
+        for (message, place) in self.messages.iter().zip(&self.places) {
+            out.arg(place.score.as_bytes()).arg(&message.id);
         }
         if context.message_index() {
-            out.begin(2 + 2 * self.messages.len())
-                .arg(b"ZADD")
-                .arg(&context.keys.messages_index());
-            for (member, (millis, _)) in members().zip(&self.places) {
-                out.int(*millis).arg(&member);
-            }
+            self.encode_index(context, out);
         }
         let expires = expires_at(context, ttl);
         out.begin(2 + 2 * self.messages.len())
@@ -145,6 +161,30 @@ impl StoreMessages {
         out.command(&[b"EXEC"]);
     }
 
+    /// An unstamped message that is there already keeps its time in the index, too.
+    fn encode_index(&self, context: &Context, out: &mut Commands<'_>) {
+        let index = context.keys.messages_index();
+        for moves in [true, false] {
+            let placed = || {
+                let placed = self.messages.iter().zip(&self.places);
+                placed.filter(|(_, place)| place.moves == moves)
+            };
+            let count = placed().count();
+            match (count, moves) {
+                (0, _) => continue,
+                (_, true) => out.begin(2 + 2 * count).arg(b"ZADD").arg(&index),
+                (_, false) => {
+                    let out = out.begin(3 + 2 * count);
+                    out.arg(b"ZADD").arg(&index).arg(b"NX")
+                }
+            };
+            for (message, place) in placed() {
+                let member = context.keys.message_member(&self.client, &message.id);
+                out.int(place.millis).arg(&member);
+            }
+        }
+    }
+
     fn encode_limited(&self, context: &Context, out: &mut Commands<'_>, limit: Limit) {
         let ttl = context.message_ttl(self.ttl);
         let messages = match self.phase {
@@ -153,7 +193,7 @@ impl StoreMessages {
         };
         let keys = shared_keys(context, &self.client);
         let keys: Vec<&[u8]> = keys.iter().map(|(key, _)| key.as_slice()).collect();
-        let arguments = 7 + 4 * messages.len();
+        let arguments = 7 + 5 * messages.len();
         let out = scripts::call(context, out, Script::StoreLimited, &keys, arguments);
         out.arg(context.keys.prefix())
             .arg(&member_prefix(context, &self.client))
@@ -168,20 +208,44 @@ impl StoreMessages {
         };
         out.arg(expires_at(context, ttl).as_bytes())
             .int(u8::from(context.message_index()));
-        for (message, (millis, score)) in messages.iter().zip(&self.places) {
+        for (message, place) in messages.iter().zip(&self.places) {
             out.arg(&message.id)
                 .arg(&message.value)
-                .arg(score.as_bytes())
-                .int(*millis);
+                .arg(place.score.as_bytes())
+                .int(place.millis)
+                .int(u8::from(place.moves));
         }
     }
 
     fn encode_places(&self, context: &Context, out: &mut Commands<'_>) {
         let queue = context.keys.queue(&self.client);
-        let arguments = 3 * self.messages.len();
+        let moving = || {
+            let placed = self.messages.iter().zip(&self.places);
+            placed.filter(|(_, place)| place.moves)
+        };
+        let arguments = 3 * moving().count();
         let out = scripts::call(context, out, Script::PlaceMessages, &[&queue], arguments);
-        for (message, (millis, score)) in self.messages.iter().zip(&self.places) {
-            out.arg(&message.id).arg(score.as_bytes()).int(*millis);
+        for (message, place) in moving() {
+            out.arg(&message.id)
+                .arg(place.score.as_bytes())
+                .int(place.millis);
+        }
+    }
+
+    /// The messages without a timestamp of their own.
+    fn unstamped(&self) -> impl Iterator<Item = &Message> {
+        self.messages.iter().filter(|it| it.timestamp.is_none())
+    }
+
+    /// What the queue still held of an unstamped message that had expired is no place to keep.
+    fn note_expired(&mut self, exists: &[Frame]) {
+        let mut exists = exists.iter();
+        let mut seen = HashSet::new();
+        for (message, place) in self.messages.iter().zip(&mut self.places) {
+            let first = seen.insert(&message.id);
+            if message.timestamp.is_none() {
+                place.moves = exists.next() == Some(&Frame::Integer(0)) && first;
+            }
         }
     }
 
@@ -195,14 +259,18 @@ impl StoreMessages {
             Ok(results) => results,
             Err(step) => return step,
         };
-        match results.get(self.messages.len()) {
-            Some(Frame::Integer(new)) if *new == self.messages.len() as i64 => self.done(),
-            Some(Frame::Integer(_)) => {
-                self.phase = Phase::Place;
-                Step::Again
-            }
-            _ => Step::Done(Err(Error::unexpected_reply("ZADD"))),
+        let unstamped = self.unstamped().count();
+        match results.get(unstamped + self.messages.len()) {
+            Some(Frame::Integer(new)) if *new == self.messages.len() as i64 => return self.done(),
+            Some(Frame::Integer(_)) => {}
+            _ => return Step::Done(Err(Error::unexpected_reply("ZADD"))),
         }
+        self.note_expired(&results[..unstamped]);
+        if !self.places.iter().any(|place| place.moves) {
+            return self.done();
+        }
+        self.phase = Phase::Place;
+        Step::Again
     }
 
     fn decode_limited(&mut self, context: &Context, replies: Vec<Frame>) -> Step {

@@ -1,11 +1,13 @@
 -- Takes messages out of queue and indexes that are found to be gone.
 -- KEYS: msgq, sync:messages, expiry:messages
 -- ARGV: 1 what stands before a member in a message's key, then for each message: id, member
--- Answers how many were removed. Cost: O(log N) a message.
+-- Answers how many were removed; fails where a value of another type stands at a message's key.
+-- Cost: O(log N) a message.
 local call = redis.call
 local removed = 0
 for i = 2, #ARGV, 2 do
-  if call('EXISTS', ARGV[1] .. ARGV[i + 1]) == 0 then
+  -- Not just EXISTS: MGET takes a value of another type for none, too.
+  if call('STRLEN', ARGV[1] .. ARGV[i + 1]) == 0 then
     call('ZREM', KEYS[1], ARGV[i])
     call('ZREM', KEYS[2], ARGV[i + 1])
     call('ZREM', KEYS[3], ARGV[i + 1])

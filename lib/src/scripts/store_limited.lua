@@ -3,9 +3,10 @@
 -- ARGV: 1 the prefix of all keys, 2 what stands before the client's message ids in a member,
 --       3 the most messages, 4 drop_oldest or reject, 5 time to live (ms) or '',
 --       6 when they expire (ms, or +inf), 7 whether sync:messages is kept (1),
---       then for each message: id, value, score, its milliseconds
+--       then for each message: id, value, score, its milliseconds, whether these are its own (1)
 -- Answers {how many the queue still holds too many, dropped id, ...}, or -1: the queue is full and
--- nothing was stored. At most 500 are dropped in one call, oldest first; a queue that is longer than
+-- nothing was stored. A message that is there already keeps its place, unless its own timestamp is another
+-- one. At most 500 are dropped in one call, oldest first; a queue that is longer than
 -- that (its limit was lowered) is brought down by calls without messages.
 -- Cost: O(log N) a message stored or dropped; a full queue is searched for expired messages only
 -- where any message is known to have expired.
@@ -25,7 +26,7 @@ local function remove(id)
 end
 
 local new, seen = 0, {}
-for i = 8, #ARGV, 4 do
+for i = 8, #ARGV, 5 do
   local id = ARGV[i]
   if not seen[id] then
     seen[id] = true
@@ -62,26 +63,41 @@ local function make_room(room)
   end
 end
 
-for i = 8, #ARGV, 4 do
+for i = 8, #ARGV, 5 do
   local id, member = ARGV[i], member_prefix .. ARGV[i]
   local score = call('ZSCORE', KEYS[1], id)
+  local keeps_place
   if not score then
     if not rejects then make_room(1) end
     length = length + 1
+  elseif ARGV[i + 4] == '1' then
+    keeps_place = math.floor(tonumber(score)) == tonumber(ARGV[i + 3])
+  else
+    keeps_place = call('EXISTS', message_prefix .. id) == 1
   end
-  if not score or math.floor(tonumber(score)) ~= tonumber(ARGV[i + 3]) then
-    call('ZADD', KEYS[1], ARGV[i + 2], id)
-  end
+  if not keeps_place then call('ZADD', KEYS[1], ARGV[i + 2], id) end
   if ARGV[5] == '' then
     call('SET', message_prefix .. id, ARGV[i + 1])
   else
     call('SET', message_prefix .. id, ARGV[i + 1], 'PX', ARGV[5])
   end
-  if ARGV[7] == '1' then call('ZADD', KEYS[2], ARGV[i + 3], member) end
+  if ARGV[7] == '1' and not keeps_place then call('ZADD', KEYS[2], ARGV[i + 3], member) end
   call('ZADD', KEYS[3], ARGV[6], member)
 end
 if not rejects then
   make_room(0)
   answer[1] = math.max(0, length - most)
 end
-return answer
+
+-- A message of this batch may have been dropped and stored again, or dropped twice.
+local told = {answer[1]}
+for i = 2, #answer do
+  local id = answer[i]
+  if not seen[id] then
+    told[#told + 1] = id
+  elseif seen[id] ~= 'told' and not call('ZSCORE', KEYS[1], id) then
+    seen[id] = 'told'
+    told[#told + 1] = id
+  end
+end
+return told

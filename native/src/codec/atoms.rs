@@ -9,9 +9,12 @@ use super::error::DecodeError;
 use super::external::External;
 use super::view::{self, AtomBuffer};
 use super::writer::Writer;
+use rustler::sys::ErlNifTerm;
 use rustler::{Env, Term};
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// How many new atoms decoding may make in the life of the VM.
 const NEW_ATOMS: u64 = 10_000;
@@ -21,13 +24,32 @@ const MAX_CHARACTERS: usize = 255;
 
 static ATOMS_LEFT: AtomicU64 = AtomicU64::new(NEW_ATOMS);
 
+/// What [`admit_fun`] has admitted. Atoms stay what they are, so they can be kept.
+static ADMITTED_FUNS: Mutex<BTreeSet<(ErlNifTerm, ErlNifTerm, u8)>> = Mutex::new(BTreeSet::new());
+
 /// How many new atoms decoding may still make. Atoms that exist are free.
 pub(crate) fn atoms_left() -> u64 {
     ATOMS_LEFT.load(Ordering::Relaxed)
 }
 
-/// Takes one from the budget, for something that the VM will keep for ever.
-pub(super) fn take_from_budget() -> Result<(), DecodeError> {
+/// Admits `fun M:F/A` of a function that no code has named so far: the VM keeps a place for it for
+/// ever, as for an atom, and so it takes one from the same budget. Once only: until the next module
+/// is loaded, the VM itself does not find that place again.
+pub(super) fn admit_fun(
+    module: Term<'_>,
+    function: Term<'_>,
+    arity: u8,
+) -> Result<(), DecodeError> {
+    let fun = (module.as_c_arg(), function.as_c_arg(), arity);
+    let mut admitted = ADMITTED_FUNS.lock().unwrap_or_else(PoisonError::into_inner);
+    if !admitted.contains(&fun) {
+        take_from_budget()?;
+        admitted.insert(fun);
+    }
+    Ok(())
+}
+
+fn take_from_budget() -> Result<(), DecodeError> {
     ATOMS_LEFT
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
             left.checked_sub(1)

@@ -155,20 +155,28 @@ impl<'a> Builder<'a> {
         let keys_from = self.keys.len().saturating_sub(values.len());
         let keys = &self.keys[keys_from..];
         let mut raw = MaybeUninit::uninit();
-        // SAFETY: keys and values belong to the environment, and there are as many of the ones as
-        // of the others. The term is filled in if the call says so.
+        let pairs = keys.len().min(values.len());
+        let mut size = 0;
+        // SAFETY: keys and values belong to the environment, and there are that many of each. The
+        // term is filled in if the call says so, and is a map.
         let raw = unsafe {
+            let env = self.env.as_c_arg();
             let made = sys::enif_make_map_from_arrays(
-                self.env.as_c_arg(),
+                env,
                 keys.as_ptr(),
                 values.as_ptr(),
-                keys.len().min(values.len()),
+                pairs,
                 raw.as_mut_ptr(),
             );
             if made == 0 {
                 return false;
             }
-            raw.assume_init()
+            let raw = raw.assume_init();
+            // The call refuses equal keys, but in OTP 25 only if there are at most 32 pairs.
+            if sys::enif_get_map_size(env, raw, &mut size) == 0 || size != pairs {
+                return false;
+            }
+            raw
         };
         self.keys.truncate(keys_from);
         self.replace(from, raw);

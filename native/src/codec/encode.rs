@@ -47,7 +47,7 @@ pub(crate) fn encode(term: Term<'_>, budget: usize) -> Result<Vec<u8>, EncodeErr
         },
         path: Vec::new(),
     };
-    let done = encoder.term(term, 0).and_then(|()| encoder.reserve(0));
+    let done = encoder.term(term, 0).and_then(|()| encoder.charge(0));
     match done {
         Ok(()) => Ok(encoder.out.finish()),
         Err(Stop::OverBudget) => Err(EncodeError::OverBudget),

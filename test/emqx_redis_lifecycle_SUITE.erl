@@ -9,7 +9,7 @@
 -define(HELPERS, emqx_redis_test_helpers).
 
 suite() ->
-    [{timetrap, {seconds, 90}}].
+    [{timetrap, {seconds, 180}}].
 
 all() ->
     [
@@ -75,7 +75,7 @@ nothing_grows(Config, Between) ->
         ok = emqx_redis_storage:stop(),
         Between()
     end,
-    [Cycle() || _ <- lists:seq(1, 20)],
+    [Cycle() || _ <- lists:seq(1, 10)],
     %% Whatever is loaded and learnt once.
     _ = counts(),
     Before = counts(),

@@ -1,14 +1,12 @@
-//! Atoms to UTF-8 and back. New ones are made only within a budget.
+//! UTF-8 to atoms. New ones are made only within a budget.
 //!
 //! BEAM never frees an atom and dies when its table is full, so bytes from outside must not name
-//! new ones without end. The NIF API reads and makes atoms in Latin-1 (UTF-8 only since OTP 26);
-//! names beyond that go through the external term format, on every OTP.
+//! new ones without end. The NIF API makes atoms of Latin-1 (of UTF-8 only since OTP 26); names
+//! beyond that go through the external term format, on every OTP.
 
 use super::build::{self, New};
 use super::error::DecodeError;
 use super::external::External;
-use super::view::{self, AtomBuffer};
-use super::writer::Writer;
 use rustler::sys::ErlNifTerm;
 use rustler::{Env, Term};
 use std::borrow::Cow;
@@ -56,24 +54,6 @@ fn take_from_budget() -> Result<(), DecodeError> {
         })
         .map(drop)
         .map_err(|_| DecodeError::AtomBudget)
-}
-
-/// Writes an atom as a string. `None` if the VM does not tell its name.
-#[inline(never)]
-pub(super) fn write_atom(out: &mut Writer, atom: Term<'_>) -> Option<()> {
-    let mut buffer = AtomBuffer::uninit();
-    match view::atom_latin1(atom, &mut buffer) {
-        Some(name) if name.is_ascii() => out.str(name),
-        Some(name) => {
-            let name: String = name.iter().map(|&byte| char::from(byte)).collect();
-            out.str(name.as_bytes());
-        }
-        None => match External::parse(&view::external(atom)?)? {
-            External::Atom(name) => out.str(name.as_bytes()),
-            _ => return None,
-        },
-    }
-    Some(())
 }
 
 /// The atom of that name, which must be UTF-8.

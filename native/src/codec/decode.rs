@@ -11,7 +11,8 @@ use rustler::{Env, Term};
 /// Decodes a term, which must be the whole input.
 ///
 /// Takes time and memory in proportion to the input, whatever lengths it declares. May be called on
-/// any thread, with any kind of environment.
+/// any thread, with any kind of environment; but maps with more than some thousand pairs can be made
+/// only on a scheduler's ([`DecodeError::NeedsScheduler`]).
 pub(crate) fn decode<'a>(env: Env<'a>, bytes: &[u8]) -> Result<Term<'a>, DecodeError> {
     if bytes.len() > MAX_BYTES {
         return Err(DecodeError::TooLarge);
@@ -105,11 +106,7 @@ impl Decoder<'_> {
             self.terms.key();
             self.term(input, depth + 1)?;
         }
-        if self.terms.map(n) {
-            Ok(())
-        } else {
-            Err(DecodeError::DuplicateKey)
-        }
+        self.terms.map(n)
     }
 
     /// Reads a term that the VM makes from its external form. Its atoms are made first, within the

@@ -2,9 +2,9 @@
 
 use super::error::EncodeError;
 use super::external::External;
-use super::view::{self, Int, Kind};
+use super::view::{self, AtomBuffer, Int, Kind};
 use super::writer::Writer;
-use super::{atoms, payload, EXT_IMPROPER_LIST, EXT_TUPLE, MAX_BYTES, MAX_DEPTH, MAX_KEY_DEPTH};
+use super::{payload, EXT_IMPROPER_LIST, EXT_TUPLE, MAX_BYTES, MAX_DEPTH, MAX_KEY_DEPTH};
 use rustler::types::atom::{false_, true_, undefined};
 use rustler::{sys::ErlNifTerm, Term};
 
@@ -162,7 +162,21 @@ impl Encoder {
         } else if raw == self.known.false_ {
             self.out.bool(false);
         } else {
-            atoms::write_atom(&mut self.out, term).ok_or(Stop::Unencodable("an atom"))?;
+            return self.named_atom(term);
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn named_atom(&mut self, term: Term<'_>) -> Result<(), Stop> {
+        let mut buffer = AtomBuffer::uninit();
+        match view::atom_latin1(term, &mut buffer) {
+            Some(name) if name.is_ascii() => self.out.str(name),
+            Some(name) => {
+                let name: String = name.iter().map(|&byte| char::from(byte)).collect();
+                self.out.str(name.as_bytes());
+            }
+            None => self.external(term)?,
         }
         Ok(())
     }

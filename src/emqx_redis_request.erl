@@ -45,9 +45,19 @@ async(Operation, Timeout) ->
     end.
 
 submit(Ref, Timeout, Operation) ->
-    case emqx_redis_nif:submit(Ref, Timeout, Operation) of
-        over_budget -> submitted(emqx_redis_nif:submit_dirty(Ref, Timeout, Operation));
+    %% A storage that was stopped has unloaded the library; to load it here again would keep whoever
+    %% upgrades it from doing so.
+    try erlang:module_loaded(emqx_redis_nif) andalso leave(Ref, Timeout, Operation) of
+        false -> {error, stopped};
         Submitted -> submitted(Submitted)
+    catch
+        error:undef -> {error, stopped}
+    end.
+
+leave(Ref, Timeout, Operation) ->
+    case emqx_redis_nif:submit(Ref, Timeout, Operation) of
+        over_budget -> emqx_redis_nif:submit_dirty(Ref, Timeout, Operation);
+        Submitted -> Submitted
     end.
 
 %% What can't be stored is the caller's mistake.
@@ -75,7 +85,8 @@ cancel({emqx_redis_request, Ref, Number}) ->
     receive
         {emqx_redis_reply, Ref, Result} -> {reply, decoded(Result)}
     after 0 ->
-        _ = is_integer(Number) andalso emqx_redis_nif:cancel(Number),
+        _ = is_integer(Number) andalso erlang:module_loaded(emqx_redis_nif) andalso
+            emqx_redis_nif:cancel(Number),
         await_cancelled(Ref)
     end.
 

@@ -181,6 +181,8 @@ impl Setup {
                 .is_some_and(|text| text.starts_with(b"WRONGTYPE"))
             {
                 self.quarantine(context, &meta).await?;
+                self.call(&[b"HSETNX", &meta, field, own.as_bytes()])
+                    .await?;
                 stored = self.call(&[b"HGET", &meta, field]).await?;
             }
             ok(&stored)?;

@@ -158,7 +158,7 @@ first_node(#{input := Input}, Node) ->
     {Numbers, [
         {map_size(Sessions) - length(of_kind(session, Connected)), "sessions not saved"},
         {length(Filters) - length(of_kind(route, Routed)), "routes not added"},
-        {one_if(Ending =/= {exited, 128 + 9}), ["node 1 was not killed, but ", io_lib:format("~p", [Ending])]},
+        {one_if(Ending =/= {exited, 128 + 9}), io_lib:format("node 1 was not killed: ~p", [Ending])},
         {one_if(length(Unfinished) < 2), "node 1 had (nearly) finished before the kill"}
         | lists:append([failures(Reports) || Reports <- [Connected, Routed, Stored]])
     ]}.
@@ -187,7 +187,7 @@ take_over(#{input := #{sessions := Sessions}, sample := Sample}, Node) ->
     {Taken, Seconds} = ask(Node, {take_over, Listed}),
     Equal = equal_sessions(loaded, Taken, Sessions),
     Kept = equal_sessions(kept, Taken, Sessions),
-    Refused = [Client || {late_write, Client, {error, {stale_epoch, 2}}, _} <- of_kind(late_write, Taken)],
+    Refused = [Late || {late_write, _, {error, {stale_epoch, 2}}, _} = Late <- of_kind(late_write, Taken)],
     row("sessions found and loaded", map_size(Sessions), loaded, Taken, Seconds),
     row("sessions claimed, epoch raised to 2", map_size(Sessions), claimed, Taken, Seconds),
     row("late writes of node 1 (epoch 1) refused", map_size(Sessions), late_write, Taken, Seconds),
@@ -203,7 +203,10 @@ take_over(#{input := #{sessions := Sessions}, sample := Sample}, Node) ->
     ].
 
 equal_sessions(Kind, Reports, Sessions) ->
-    [Client || {_, Client, Session, _} <- of_kind(Kind, Reports), {ok, Session} =:= maps:find(Client, Sessions)].
+    [
+        Client
+     || {_, Client, Session, _} <- of_kind(Kind, Reports), {ok, Session} =:= maps:find(Client, Sessions)
+    ].
 
 %% What was drained, in the order of each client's queue.
 drain(#{copies := Copies}, Node, Acknowledged) ->
@@ -224,7 +227,7 @@ move_routes(#{input := Input, sample := Sample}, Node) ->
     row("topics matched, all routes to node 2", map_size(Sample), routes, Matched, MatchSeconds),
     [
         {length(Filters) - length(of_kind(dropped, Dropped)), "routes not moved"},
-        {emqx_redis_demo_judge:routes(Sample, matches(Matched), ?NODE_2), "topics with routes not moved right"}
+        {emqx_redis_demo_judge:routes(Sample, matches(Matched), ?NODE_2), "topics with unmoved routes"}
         | failures(Added) ++ failures(Dropped) ++ failures(Matched)
     ].
 

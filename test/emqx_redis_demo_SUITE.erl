@@ -34,7 +34,8 @@ fails(Kind, Text) ->
 
 ended_early_leaves_nothing(_Config) ->
     %% At the first line of output, and when the first node is at work.
-    [ended_early(Signal, Line) || Signal <- ["TERM", "INT", "KILL"], Line <- ["Redis   private", "sessions saved"]].
+    Lines = ["Redis   private", "sessions saved"],
+    [ended_early(Signal, Line) || Signal <- ["TERM", "INT", "KILL"], Line <- Lines].
 
 ended_early(Signal, Line) ->
     Port = start_demo([]),

@@ -4,7 +4,9 @@
 //! Everything about a request happens on this one task, so that "pending", "sent", "answered" need
 //! no locks: a deadline, a cancellation and a reply can't meet halfway.
 
+mod entry;
 mod flight;
+mod holds;
 mod wire;
 
 use std::collections::HashSet;

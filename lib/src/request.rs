@@ -171,7 +171,7 @@ impl Request {
     }
 
     /// Drops the request without an answer: nobody waits for one.
-    pub(crate) fn abandon(mut self, context: &Context) {
+    pub(crate) fn abandon(&mut self, context: &Context) {
         context.metrics.add(Counter::Abandoned, 1);
         self.responder = None;
         self.release();

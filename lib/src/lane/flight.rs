@@ -1,17 +1,19 @@
 //! The requests of one connection: those that wait, those that are sent, and those that must wait
-//! for an operation of several steps on the same client.
+//! for an operation of several steps on the same client (see `holds.rs`).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::entry::{Entry, Nobody, Purpose};
+use super::holds::Holds;
 use super::wire::Wire;
 use crate::context::Context;
 use crate::error::{Error, Why};
 use crate::internal::{Heartbeat, LoadScripts, Repair};
 use crate::metrics::Counter;
-use crate::request::{Answer, Operation, Request, Responder, Step};
+use crate::request::{Operation, Request, Step};
 use crate::resp::{Commands, Frame};
 
 pub(super) struct Flight {
@@ -20,11 +22,9 @@ pub(super) struct Flight {
     pending: VecDeque<Entry>,
     /// Sent and not answered by the server yet, in the order of the bytes.
     sent: VecDeque<Sent>,
-    /// Wait for an operation of several steps, in the order submitted.
-    parked: VecDeque<Entry>,
-    /// How many of the operations between two steps, and of those parked, are on each thing.
-    held: HashMap<u64, usize>,
-    /// How many of those in `pending` are answered already: they are taken out when they come up, or
+    /// What waits for operations of several steps.
+    holds: Holds,
+    /// How many of those that wait are answered already: they are taken out when they come up, or
     /// when they are the greater part.
     answered: usize,
     /// No unanswered request has an earlier deadline.
@@ -32,28 +32,6 @@ pub(super) struct Flight {
     heartbeat_sent: Instant,
     heartbeat_due: bool,
     loading_scripts: bool,
-}
-
-/// A request that is not sent.
-struct Entry {
-    request: Request,
-    /// It has done a step, or is parked: it holds what it is on until it is over.
-    holds: bool,
-    purpose: Purpose,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    Caller,
-    Heartbeat,
-    Scripts,
-}
-
-impl Entry {
-    /// Whether others wait for its end.
-    fn must_let_go(&self) -> bool {
-        self.holds || self.purpose != Purpose::Caller
-    }
 }
 
 struct Sent {
@@ -65,16 +43,6 @@ struct Sent {
     at: Instant,
     /// An earlier operation on the same thing has to be sent again, and this one after it.
     again: bool,
-}
-
-/// Nobody waits for an internal request.
-struct Nobody;
-
-impl Responder for Nobody {
-    fn respond(self: Box<Self>, _: Result<Answer, Error>) {}
-    fn is_abandoned(&self) -> bool {
-        false
-    }
 }
 
 const SCRIPTS_DEADLINE: Duration = Duration::from_secs(5);
@@ -89,8 +57,7 @@ impl Flight {
             context,
             pending: VecDeque::new(),
             sent: VecDeque::new(),
-            parked: VecDeque::new(),
-            held: HashMap::new(),
+            holds: Holds::default(),
             answered: 0,
             next_deadline: far_away(),
             heartbeat_sent: Instant::now(),
@@ -121,20 +88,22 @@ impl Flight {
     pub(super) fn send_pending(&mut self, wire: &mut Wire) -> bool {
         let before = self.sent.len();
         while wire.has_room() {
-            let Some(entry) = self.pending.pop_front() else {
+            let Some(mut entry) = self.pending.pop_front() else {
                 break;
             };
             if !entry.holds {
                 if entry.request.is_answered() {
                     self.answered = self.answered.saturating_sub(1);
+                    self.finish(entry);
                     continue;
                 }
-                if !self.held.is_empty() && self.is_held(&entry) {
-                    self.park(entry);
+                if self.holds.is_held(&entry) {
+                    self.holds.park(entry);
                     continue;
                 }
                 if entry.request.is_abandoned() {
                     entry.request.abandon(&self.context);
+                    self.finish(entry);
                     continue;
                 }
             }
@@ -157,9 +126,8 @@ impl Flight {
             Ok(0) => self.decode(entry, Vec::new()),
             Ok(expected) => {
                 self.context.metrics.add(Counter::Sent, 1);
-                if !entry.holds && entry.request.operation.is_stepwise() {
-                    entry.holds = true;
-                    self.hold(&entry);
+                if entry.request.operation.is_stepwise() {
+                    self.holds.hold(&mut entry);
                 }
                 self.sent.push_back(Sent {
                     entry,
@@ -235,10 +203,7 @@ impl Flight {
             return self.finish(entry);
         }
         entry.request.began = true;
-        if !entry.holds {
-            entry.holds = true;
-            self.hold(&entry);
-        }
+        self.holds.hold(&mut entry);
         self.insert_in_order(entry);
     }
 
@@ -254,72 +219,19 @@ impl Flight {
     fn insert_in_order(&mut self, entry: Entry) {
         let at = self
             .pending
-            .partition_point(|other| other.request.id <= entry.request.id);
+            .partition_point(|other| other.id() <= entry.id());
         self.pending.insert(at, entry);
     }
 
     /// An operation is over: what waited for it may go on.
     fn finish(&mut self, entry: Entry) {
-        let held = entry.holds;
-        self.let_go(entry);
-        if held {
-            self.unpark();
-        }
-    }
-
-    fn let_go(&mut self, entry: Entry) {
         match entry.purpose {
             Purpose::Caller => {}
             Purpose::Heartbeat => self.heartbeat_due = false,
             Purpose::Scripts => self.loading_scripts = false,
         }
-        if entry.holds {
-            self.release(&entry);
-        }
-    }
-
-    fn park(&mut self, mut entry: Entry) {
-        // What comes later on any of the same things must not overtake it.
-        entry.holds = true;
-        self.hold(&entry);
-        self.parked.push_back(entry);
-    }
-
-    fn unpark(&mut self) {
-        let parked = std::mem::take(&mut self.parked);
-        for entry in &parked {
-            self.release(entry);
-        }
-        // What is left in `held` belongs to operations between their steps.
-        for mut entry in parked {
-            if self.is_held(&entry) {
-                self.park(entry);
-            } else {
-                entry.holds = false;
-                self.insert_in_order(entry);
-            }
-        }
-    }
-
-    fn is_held(&self, entry: &Entry) -> bool {
-        let things = entry.request.operation.affinity();
-        things.each().iter().any(|it| self.held.contains_key(it))
-    }
-
-    fn hold(&mut self, entry: &Entry) {
-        for thing in entry.request.operation.affinity().each() {
-            *self.held.entry(*thing).or_default() += 1;
-        }
-    }
-
-    fn release(&mut self, entry: &Entry) {
-        for thing in entry.request.operation.affinity().each() {
-            if let Some(count) = self.held.get_mut(thing) {
-                *count -= 1;
-                if *count == 0 {
-                    self.held.remove(thing);
-                }
-            }
+        for next in self.holds.let_go(&entry) {
+            self.insert_in_order(next);
         }
     }
 
@@ -346,12 +258,10 @@ impl Flight {
         for sent in &mut self.sent {
             expire_or_note(&mut sent.entry.request, now, &mut next, &self.context);
         }
-        for list in [&mut self.pending, &mut self.parked] {
-            for entry in list.iter_mut() {
-                if expire_or_note(&mut entry.request, now, &mut next, &self.context) {
-                    self.answered += 1;
-                    must_let_go |= entry.must_let_go();
-                }
+        for entry in self.pending.iter_mut().chain(self.holds.parked_mut()) {
+            if expire_or_note(&mut entry.request, now, &mut next, &self.context) {
+                self.answered += 1;
+                must_let_go |= entry.must_let_go();
             }
         }
         self.tidy(must_let_go);
@@ -375,15 +285,10 @@ impl Flight {
             must_let_go |= entry.must_let_go();
         };
         for id in ids {
-            let at = self.pending.partition_point(|it| it.request.id < *id);
+            let at = self.pending.partition_point(|it| it.id() < *id);
             match self.pending.get_mut(at) {
-                Some(entry) if entry.request.id == *id => cancel(entry),
-                _ => {}
-            }
-        }
-        for entry in &mut self.parked {
-            if ids.contains(&entry.request.id) {
-                cancel(entry);
+                Some(entry) if entry.id() == *id => cancel(entry),
+                _ => self.holds.get_mut(*id).into_iter().for_each(&mut cancel),
             }
         }
         for sent in &mut self.sent {
@@ -398,7 +303,8 @@ impl Flight {
     /// What is answered and holds nothing may stay until it comes up, so that each of a hundred
     /// thousand cancellations does not move all the rest.
     fn tidy(&mut self, must_let_go: bool) {
-        if must_let_go || self.answered > 64 && self.answered * 2 > self.pending.len() {
+        let waiting = self.pending.len() + self.holds.parked();
+        if must_let_go || self.answered > 64 && self.answered * 2 > waiting {
             self.take_answered();
         }
     }
@@ -406,36 +312,32 @@ impl Flight {
     /// Removes what is answered from where it waits, and lets go of what it held.
     fn take_answered(&mut self) {
         self.answered = 0;
-        let mut over = Vec::new();
-        for list in [&mut self.pending, &mut self.parked] {
-            if list.iter().any(|entry| entry.request.is_answered()) {
-                let (answered, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(list)
-                    .into_iter()
-                    .partition(|entry| entry.request.is_answered());
-                *list = rest;
-                over.extend(answered);
-            }
+        let mut over = self.holds.take_answered();
+        let is_answered = |entry: &Entry| entry.request.is_answered();
+        if self.pending.iter().any(is_answered) {
+            let (answered, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.pending)
+                .into_iter()
+                .partition(is_answered);
+            self.pending = rest;
+            over.extend(answered);
         }
-        if !over.is_empty() {
-            over.into_iter().for_each(|entry| self.let_go(entry));
-            self.unpark();
+        for entry in over {
+            self.finish(entry);
         }
     }
 
     /// Fails what waits; what has done a step may have changed something.
     pub(super) fn fail_pending(&mut self, error: &Error) {
-        if self.pending.is_empty() && self.parked.is_empty() {
+        if self.pending.is_empty() && self.holds.parked() == 0 {
             return;
         }
-        for list in [&mut self.pending, &mut self.parked] {
-            for entry in list.iter_mut() {
-                let error = match error {
-                    Error::Unavailable(why) if entry.request.began => Error::Unknown(why.clone()),
-                    Error::Stopped if entry.request.began => Error::Unknown(Why::Stopped),
-                    _ => error.clone(),
-                };
-                entry.request.answer(&self.context, Err(error));
-            }
+        for entry in self.pending.iter_mut().chain(self.holds.parked_mut()) {
+            let error = match error {
+                Error::Unavailable(why) if entry.request.began => Error::Unknown(why.clone()),
+                Error::Stopped if entry.request.began => Error::Unknown(Why::Stopped),
+                _ => error.clone(),
+            };
+            entry.request.answer(&self.context, Err(error));
         }
         self.take_answered();
     }

@@ -26,8 +26,8 @@ scripts! {
     DeleteSession = ["fence", "delete_session"];
     ListSessions = ["expire_sessions", "list_sessions"];
     SweepSessions = ["expire_sessions", "sweep_sessions"];
-    PlaceMessages = ["place_messages"];
-    StoreLimited = ["expire_messages", "store_limited"];
+    PlaceMessages = ["keeps_place", "place_messages"];
+    StoreLimited = ["expire_messages", "keeps_place", "store_limited"];
     PageMessages = ["expire_messages", "page_messages"];
     PruneMessages = ["prune_messages"];
     AckMessages = ["fence", "ack_messages"];

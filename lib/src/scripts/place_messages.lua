@@ -6,7 +6,7 @@
 local call = redis.call
 for i = 1, #ARGV, 3 do
   local score = call('ZSCORE', KEYS[1], ARGV[i])
-  if score and math.floor(tonumber(score)) ~= tonumber(ARGV[i + 2]) then
+  if score and not keeps_place(score, ARGV[i + 2], ARGV[i + 1]) then
     call('ZADD', KEYS[1], ARGV[i + 1], ARGV[i])
   end
 end

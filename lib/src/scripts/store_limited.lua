@@ -66,22 +66,22 @@ end
 for i = 8, #ARGV, 5 do
   local id, member = ARGV[i], member_prefix .. ARGV[i]
   local score = call('ZSCORE', KEYS[1], id)
-  local keeps_place
+  local stays
   if not score then
     if not rejects then make_room(1) end
     length = length + 1
   elseif ARGV[i + 4] == '1' then
-    keeps_place = math.floor(tonumber(score)) == tonumber(ARGV[i + 3])
+    stays = keeps_place(score, ARGV[i + 3], ARGV[i + 2])
   else
-    keeps_place = call('EXISTS', message_prefix .. id) == 1
+    stays = call('EXISTS', message_prefix .. id) == 1
   end
-  if not keeps_place then call('ZADD', KEYS[1], ARGV[i + 2], id) end
+  if not stays then call('ZADD', KEYS[1], ARGV[i + 2], id) end
   if ARGV[5] == '' then
     call('SET', message_prefix .. id, ARGV[i + 1])
   else
     call('SET', message_prefix .. id, ARGV[i + 1], 'PX', ARGV[5])
   end
-  if ARGV[7] == '1' and not keeps_place then call('ZADD', KEYS[2], ARGV[i + 3], member) end
+  if ARGV[7] == '1' and not stays then call('ZADD', KEYS[2], ARGV[i + 3], member) end
   call('ZADD', KEYS[3], ARGV[6], member)
 end
 if not rejects then

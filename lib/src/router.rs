@@ -141,6 +141,11 @@ impl Operation for MatchRoutes {
             Ok(reply) => strings(reply),
             Err(step) => return step,
         };
+        if let Some([filter]) = reply.as_deref() {
+            let key = context.keys.trie_routes(filter);
+            let error = Error::Partial(format!("WRONGTYPE at {}", key.escape_ascii()));
+            return Step::Repair(vec![(key, "set")], error);
+        }
         Step::Done(match reply {
             Some(flat) if flat.len() % 2 == 0 => Ok(Answer::Routes(
                 flat.chunks_exact(2)

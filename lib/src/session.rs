@@ -198,7 +198,7 @@ impl Operation for ClaimSession {
             Ok(_) => return Step::Done(Err(Error::unexpected_reply("claim_session"))),
             Err(step) => return step,
         };
-        // A Lua array ends before its first false, which is how a missing session comes back.
+        // A missing session comes back as Lua's false, which is nil here.
         Step::Done(match (reply.first(), reply.get(1)) {
             (Some(Frame::Integer(epoch)), None | Some(Frame::Nil)) => {
                 Ok(Answer::Claimed(*epoch as u64, None))

@@ -13,8 +13,9 @@ use crate::scripts::{self, Script};
 
 /// Messages read in one step.
 const READ_STEP: usize = 500;
-/// How often a page is read again because messages of it were gone. Each time those are removed, so
-/// that more are only needed where other nodes remove messages at the same moment.
+/// How often a page is read again because a few messages of it were gone. Each time those are taken out
+/// of the queue, so that more rounds are only needed where other nodes remove messages at the same
+/// moment. Where most of a page is gone (keys were deleted by hand) it is read again in any case.
 const ROUNDS: u32 = 10;
 
 /// Reads one page of a client's messages, in publish order: first the ids, in a script that knows
@@ -106,8 +107,10 @@ impl GetMessages {
         if self.values.len() < self.ids.len() {
             return Step::Again;
         }
-        if self.missing().next().is_some() && self.round < ROUNDS {
-            self.round += 1;
+        let missing = self.missing().count();
+        let most = missing * 2 > self.ids.len();
+        if missing > 0 && (most || self.round < ROUNDS) {
+            self.round += u32::from(!most);
             self.phase = Phase::Prune;
             return Step::Again;
         }

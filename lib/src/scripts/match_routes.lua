@@ -3,7 +3,8 @@
 -- KEYS[1] route:{name}     KEYS[2] trie
 -- ARGV[1] name             ARGV[2] what stands before the real filter in trie:{real filter}
 --
--- Reply: filter, node, filter, node ... each pair once, in no order.
+-- Reply: filter, node, filter, node ... each pair once, in no order; or a real filter alone, where what stands
+-- at its key is no set.
 -- Cost: at most two HGET for each trie node that matches a beginning of the name, and one SMEMBERS for each real
 -- filter that matches. Such nodes are at most 2^i at level i, and never more than the filters that begin like
 -- the name have levels: all other filters cost nothing.
@@ -12,6 +13,7 @@
 
 local name, trie = ARGV[1], KEYS[2]
 local reply = {}
+local foreign, failure
 
 -- A name can look like a shared filter, but that filter does not match it.
 if string.sub(name, 1, 7) ~= '$share/' then
@@ -42,8 +44,16 @@ local function collect(plus, stop, tail)
   for i = 1, math.floor(#parts / 2) do
     parts[i], parts[#parts + 1 - i] = parts[#parts + 1 - i], parts[i]
   end
-  for _, member in ipairs(redis.call('SMEMBERS', ARGV[2] .. table.concat(parts))) do
-    reply[#reply + 1], reply[#reply + 2] = string.match(member, '^(.*)|(.*)$')
+  local filter = table.concat(parts)
+  local members = redis.pcall('SMEMBERS', ARGV[2] .. filter)
+  if members.err and string.find(members.err, 'WRONGTYPE', 1, true) then
+    foreign = foreign or filter
+  elseif members.err then
+    failure = failure or members
+  else
+    for _, member in ipairs(members) do
+      reply[#reply + 1], reply[#reply + 2] = string.match(member, '^(.*)|(.*)$')
+    end
   end
 end
 
@@ -85,4 +95,7 @@ while top > 0 do
     start = after
   end
 end
-return reply
+if foreign then
+  return {foreign}
+end
+return failure or reply

@@ -1,0 +1,74 @@
+%% What strangers leave at our keys: it harms nobody but the items that it stands in for, and is moved
+%% away where it stands in the way.
+-module(emqx_redis_garbage_SUITE).
+
+-compile([export_all, nowarn_export_all]).
+
+-define(STORAGE, emqx_redis_test_storage).
+
+-import(emqx_redis_session, [claim_session/2, save_session/2]).
+-import(emqx_redis_message, [get_messages/3, store_message/2, store_message/3, store_messages/2]).
+-import(emqx_redis_router, [add_route/2, match_routes/1]).
+
+all() ->
+    [
+        a_member_of_the_expiry_index_that_is_none_of_ours,
+        a_foreign_queue_holds_up_no_other_client,
+        a_foreign_set_of_a_wildcard_filter,
+        an_epoch_that_can_not_be_raised,
+        a_page_is_full_after_keys_were_deleted_by_hand
+    ].
+
+init_per_suite(Config) ->
+    ?STORAGE:start(Config).
+
+end_per_suite(Config) ->
+    ?STORAGE:stop(Config).
+
+init_per_testcase(_Case, Config) ->
+    ?STORAGE:reset(Config).
+
+a_member_of_the_expiry_index_that_is_none_of_ours(Config) ->
+    Message = #{id => <<"1">>},
+    ok = store_message(<<"c">>, Message),
+    1 = ?STORAGE:cli(Config, ["ZADD", "expiry:messages", 0, "no colon"]),
+    {ok, [Message]} = get_messages(<<"c">>, 0, 10),
+    [<<"c:1">>] = ?STORAGE:cli(Config, ["ZRANGE", "expiry:messages", 0, -1]).
+
+%% Messages of one client that expire are noticed by whoever comes first.
+a_foreign_queue_holds_up_no_other_client(Config) ->
+    Message = #{id => <<"1">>},
+    ok = store_message(<<"a">>, Message, #{ttl => 1}),
+    ok = store_message(<<"b">>, Message),
+    <<"OK">> = ?STORAGE:cli(Config, ["SET", "msgq:a", "foreign"]),
+    timer:sleep(1100),
+    {ok, [Message]} = get_messages(<<"b">>, 0, 10),
+    [<<"b:1">>] = ?STORAGE:cli(Config, ["ZRANGE", "expiry:messages", 0, -1]),
+    {error, {partial, _}} = get_messages(<<"a">>, 0, 10),
+    {ok, []} = get_messages(<<"a">>, 0, 10).
+
+a_foreign_set_of_a_wildcard_filter(Config) ->
+    ok = add_route(<<"a/+">>, n1),
+    ok = add_route(<<"a/b">>, n2),
+    <<"OK">> = ?STORAGE:cli(Config, ["SET", "trie:a/+", "foreign"]),
+    {error, {partial, Text}} = match_routes(<<"a/b">>),
+    {match, _} = re:run(Text, "trie:a/\\+"),
+    {ok, [{<<"a/b">>, n2}]} = match_routes(<<"a/b">>),
+    %% Nodes that add their routes again have them back.
+    ok = add_route(<<"a/+">>, n1),
+    {ok, Routes} = match_routes(<<"a/b">>),
+    [{<<"a/+">>, n1}, {<<"a/b">>, n2}] = lists:sort(Routes).
+
+an_epoch_that_can_not_be_raised(Config) ->
+    ok = save_session(<<"c">>, session),
+    <<"OK">> = ?STORAGE:cli(Config, ["SET", "epoch:c", "9223372036854775807"]),
+    {error, {partial, _}} = claim_session(<<"c">>, #{}),
+    {ok, #{epoch := 1, session := session}} = claim_session(<<"c">>, #{}).
+
+a_page_is_full_after_keys_were_deleted_by_hand(Config) ->
+    Messages = [#{id => integer_to_binary(N)} || N <- lists:seq(1, 2000)],
+    ok = store_messages(<<"c">>, Messages),
+    {Dead, Alive} = lists:split(1900, Messages),
+    _ = ?STORAGE:cli(Config, ["DEL" | [<<"msg:c:", Id/binary>> || #{id := Id} <- Dead]]),
+    Page = lists:sublist(Alive, 20),
+    {ok, Page} = get_messages(<<"c">>, 0, 20).

@@ -18,7 +18,14 @@ start_link() -> emqx_redis_server:start_link().
 %% The same with a configuration of its own: a map with the keys of the section `redis' (`redis_type' is
 %% taken for `type'), or with all sections. `{error, {invalid_config, Errors}}' names every fault.
 -spec start_link(map()) -> {ok, pid()} | ignore | {error, term()}.
-start_link(Config) -> emqx_redis_server:start_link({pool, emqx_redis_args:config(1, Config)}).
+start_link(Config) ->
+    Source = {pool, emqx_redis_args:config(1, Config)},
+    ok = emqx_redis_storage_app:load_library(),
+    %% Here, since a process that ends while it starts takes the caller with it.
+    case emqx_redis_nif:validate(Source) of
+        {ok, _} -> emqx_redis_server:start_link(Source);
+        {error, _} = Error -> Error
+    end.
 
 %% Stops what `start_link' started. What waits is answered `{error, stopped}'.
 -spec stop() -> ok.

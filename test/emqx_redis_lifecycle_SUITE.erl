@@ -20,6 +20,8 @@ all() ->
         calls_after_the_stop,
         in_embedded_mode,
         outside_the_application,
+        disabled_and_enabled,
+        started_and_stopped_by_many,
         a_killed_owner_is_replaced,
         a_killed_owner_outside_the_application,
         starting_is_swift_though_redis_is_away,
@@ -273,13 +275,47 @@ outside_the_application(Config) ->
     ],
     ok = emqx_redis_pool:stop(),
     ?HELPERS:wait_until(fun() -> ?HELPERS:thread_count() =< Threads + 2 end),
-    process_flag(trap_exit, true),
-    ?assertMatch({error, {invalid_config, [_ | _]}}, invalid(emqx_redis_pool:start_link(#{servers => 7}))),
-    _ = ?HELPERS:flush(),
-    process_flag(trap_exit, false).
+    ?assertMatch({error, {invalid_config, [_ | _]}}, emqx_redis_pool:start_link(#{servers => 7})).
 
-invalid({error, {shutdown, Reason}}) -> {error, Reason};
-invalid(Result) -> Result.
+disabled_and_enabled(Config) ->
+    Redis = ?SERVER:config(server(Config)),
+    ok = emqx_redis_storage:start(Redis#{enable => false}),
+    ?assertEqual({error, stopped}, emqx_redis_session:load_session(<<"c">>)),
+    ok = emqx_redis_storage:start(Redis),
+    await_connected(),
+    ok = emqx_redis_session:save_session(<<"c">>, x).
+
+%% Whoever comes second is told so, or finds it running; nobody crashes.
+started_and_stopped_by_many(Config) ->
+    Redis = ?SERVER:config(server(Config)),
+    Started = [
+        spawn_monitor(fun() ->
+            [
+                begin
+                    case rand:uniform(2) of
+                        1 -> is_result(emqx_redis_storage:start(Redis));
+                        2 -> is_result(emqx_redis_storage:stop())
+                    end,
+                    is_result(emqx_redis_session:save_session(<<"c">>, x)),
+                    #{} = emqx_redis_storage:status()
+                end
+             || _ <- lists:seq(1, 30)
+            ]
+        end)
+     || _ <- lists:seq(1, 6)
+    ],
+    [
+        receive
+            {'DOWN', Monitor, process, Pid, Reason} -> ?assertEqual(normal, Reason)
+        end
+     || {Pid, Monitor} <- Started
+    ],
+    ok = emqx_redis_storage:start(Redis),
+    await_connected(),
+    ok = emqx_redis_session:save_session(<<"c">>, x).
+
+is_result(ok) -> ok;
+is_result({error, _}) -> ok.
 
 a_killed_owner_is_replaced(Config) ->
     ok = start(Config),
@@ -380,7 +416,11 @@ what_can_not_change_is_refused(Config) ->
         {error, _}, emqx_redis_storage:start(maps:put(key_prefix, <<"other:">>, ?SERVER:config(server(Config))))
     ),
     ?assertEqual(Before, emqx_redis_storage:config()),
-    ok = emqx_redis_session:save_session(<<"c">>, x).
+    ok = emqx_redis_session:save_session(<<"c">>, x),
+    %% Nor does an owner take it that is started anew.
+    exit(whereis(emqx_redis_server), kill),
+    ?HELPERS:wait_until(fun() -> emqx_redis_session:save_session(<<"c">>, y) =:= ok end),
+    ?assertEqual(Before, emqx_redis_storage:config()).
 
 an_invalid_change_changes_nothing(Config) ->
     ok = start(Config),

@@ -26,7 +26,7 @@ call(Operation, Timeout) ->
     case ?MODULE:submit(Ref, Timeout, Operation) of
         Number when is_integer(Number) ->
             receive
-                {emqx_redis_reply, Ref, Result} -> Result
+                {emqx_redis_reply, Ref, Result} -> decoded(Result)
             end;
         {error, _} = Error ->
             Error
@@ -71,7 +71,7 @@ submitted(Submitted) -> Submitted.
 -spec receive_response(request_id(), timeout()) -> {reply, result()} | timeout.
 receive_response({emqx_redis_request, Ref, _} = RequestId, Timeout) ->
     receive
-        {emqx_redis_reply, Ref, Result} -> {reply, Result}
+        {emqx_redis_reply, Ref, Result} -> {reply, decoded(Result)}
     after Timeout ->
         case cancel(RequestId) of
             {reply, Result} -> {reply, Result};
@@ -80,13 +80,14 @@ receive_response({emqx_redis_request, Ref, _} = RequestId, Timeout) ->
     end.
 
 -spec check_response(term(), request_id()) -> {reply, result()} | no_reply.
-check_response({emqx_redis_reply, Ref, Result}, {emqx_redis_request, Ref, _}) -> {reply, Result};
+check_response({emqx_redis_reply, Ref, Result}, {emqx_redis_request, Ref, _}) ->
+    {reply, decoded(Result)};
 check_response(_, {emqx_redis_request, _, _}) -> no_reply.
 
 -spec cancel(request_id()) -> ok | {error, {unknown, cancelled}} | {reply, result()}.
 cancel({emqx_redis_request, Ref, Number}) ->
     receive
-        {emqx_redis_reply, Ref, Result} -> {reply, Result}
+        {emqx_redis_reply, Ref, Result} -> {reply, decoded(Result)}
     after 0 ->
         _ = is_integer(Number) andalso erlang:module_loaded(emqx_redis_nif) andalso
             emqx_redis_nif:cancel(Number),
@@ -98,7 +99,32 @@ await_cancelled(Ref) ->
     receive
         {emqx_redis_reply, Ref, {error, cancelled}} -> ok;
         {emqx_redis_reply, Ref, {error, {unknown, cancelled}} = Error} -> Error;
-        {emqx_redis_reply, Ref, Result} -> {reply, Result}
+        {emqx_redis_reply, Ref, Result} -> {reply, decoded(Result)}
     after ?CANCEL_TIMEOUT ->
         {error, {unknown, cancelled}}
     end.
+
+%% Terms with maps of many thousand pairs are made here: on other threads than a scheduler's, the
+%% virtual machine can't.
+decoded({emqx_redis_encoded, {ok, Messages}}) when is_list(Messages) ->
+    decode_messages(Messages, []);
+decoded({emqx_redis_encoded, {ok, #{session := Session} = Claimed}}) ->
+    case decoded({emqx_redis_encoded, {ok, Session}}) of
+        {ok, Decoded} -> {ok, Claimed#{session := Decoded}};
+        {error, _} = Error -> Error
+    end;
+decoded({emqx_redis_encoded, {ok, Stored}}) ->
+    case emqx_redis_codec:decode(Stored) of
+        {ok, _} = Decoded -> Decoded;
+        {error, Reason} -> {error, {undecodable, #{reason => Reason}}}
+    end;
+decoded(Result) ->
+    Result.
+
+decode_messages([{Id, Stored} | Rest], Decoded) ->
+    case emqx_redis_codec:decode(Stored) of
+        {ok, Message} -> decode_messages(Rest, [Message | Decoded]);
+        {error, Reason} -> {error, {undecodable, #{reason => Reason, message_id => Id}}}
+    end;
+decode_messages([], Decoded) ->
+    {ok, lists:reverse(Decoded)}.

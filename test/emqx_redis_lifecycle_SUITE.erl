@@ -234,7 +234,8 @@ in_embedded_mode(Config) ->
     ),
     Port = open_port({spawn_executable, os:find_executable("erl")}, [
         {args, [
-            "-mode", "embedded", "-noinput", "-kernel", "logger_level", "error", "-pa", filename:dirname(code:which(emqx_redis_nif)), "-eval", Code
+            "-mode", "embedded", "-noinput", "-kernel", "logger_level", "error",
+            "-pa", filename:dirname(code:which(emqx_redis_nif)), "-eval", Code
         ]},
         exit_status,
         stderr_to_stdout,
@@ -365,7 +366,9 @@ starting_is_swift_though_redis_is_away(_Config) ->
             {StopMicros, ok} = timer:tc(fun() -> emqx_redis_storage:stop() end),
             ?assert(StopMicros < 3000000, {Servers, StopMicros})
         end
-     || Servers <- [<<"unix:///nowhere/redis.sock">>, <<"127.0.0.1:1">>, <<"192.0.2.1:6379">>, <<"nobody.invalid:1">>]
+     || Servers <- [
+            <<"unix:///nowhere/redis.sock">>, <<"127.0.0.1:1">>, <<"192.0.2.1:6379">>, <<"nobody.invalid:1">>
+        ]
     ].
 
 %%--------------------------------------------------------------------
@@ -412,9 +415,8 @@ what_can_not_change_is_refused(Config) ->
     ok = start(Config),
     await_connected(),
     Before = emqx_redis_storage:config(),
-    ?assertMatch(
-        {error, _}, emqx_redis_storage:start(maps:put(key_prefix, <<"other:">>, ?SERVER:config(server(Config))))
-    ),
+    Other = maps:put(key_prefix, <<"other:">>, ?SERVER:config(server(Config))),
+    ?assertMatch({error, _}, emqx_redis_storage:start(Other)),
     ?assertEqual(Before, emqx_redis_storage:config()),
     ok = emqx_redis_session:save_session(<<"c">>, x),
     %% Nor does an owner take it that is started anew.
@@ -444,7 +446,7 @@ events_arrive_in_logger(Config) ->
         await_connected(),
         ok = ?SERVER:kill(server(Config)),
         ?HELPERS:wait_until(fun() ->
-            lists:any(fun(Text) -> string:find(Text, "no connection to Redis") =/= nomatch end, texts(logged()))
+            was_logged("no connection to Redis")
         end),
         Events = logged(),
         ?assertMatch([_ | _], [
@@ -466,33 +468,21 @@ a_flood_of_events_is_limited(Config) ->
         await_connected(),
         [
             begin
-                [
-                    <<"OK">> = emqx_redis_test_client:command(C, ["SET", <<"session:c", N/binary>>, "foreign"])
-                 || C <- [connection(Config)], I <- lists:seq(1, 500), N <- [integer_to_binary(I)]
-                ],
-                Ids = [
-                    emqx_redis_session:save_session_async(<<"c", (integer_to_binary(I))/binary>>, x)
-                 || I <- lists:seq(1, 500)
-                ],
+                Clients = [<<"c", (integer_to_binary(I))/binary>> || I <- lists:seq(1, 500)],
+                Plant = [["SET", [<<"session:">>, Client], "foreign"] || Client <- Clients],
+                Connection = ?SERVER:connect(server(Config)),
+                _ = emqx_redis_test_client:pipeline(Connection, Plant),
+                ok = emqx_redis_test_client:close(Connection),
+                Ids = [emqx_redis_session:save_session_async(Client, x) || Client <- Clients],
                 [{reply, {error, {partial, _}}} = emqx_redis_storage:receive_response(Id, 5000) || Id <- Ids]
             end
          || _ <- [1, 2]
         ],
         ?HELPERS:wait_until(fun() ->
-            lists:any(fun(Text) -> string:find(Text, "suppressed") =/= nomatch end, texts(logged()))
+            was_logged("suppressed")
         end),
         ?assert(length(logged()) < 300, length(logged()))
     end).
-
-connection(Config) ->
-    case get(connection) of
-        undefined ->
-            Connection = ?SERVER:connect(server(Config)),
-            put(connection, Connection),
-            Connection;
-        Connection ->
-            Connection
-    end.
 
 no_password_is_seen(Config) ->
     with_log(fun() ->
@@ -549,6 +539,9 @@ log(Event, _Config) ->
 
 logged() ->
     [Event || {_, Event} <- ets:tab2list(log_collector)].
+
+was_logged(Text) ->
+    lists:any(fun(Line) -> string:find(Line, Text) =/= nomatch end, texts(logged())).
 
 texts(Events) ->
     [unicode:characters_to_binary(logger_formatter:format(Event, #{})) || Event <- Events].

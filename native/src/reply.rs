@@ -112,7 +112,7 @@ fn encode_answer<'a>(env: Env<'a>, answer: Answer) -> Result<Term<'a>, Error> {
         Answer::Messages(messages) => {
             let terms: Result<Vec<Term<'a>>, Error> = messages
                 .iter()
-                .map(|(id, value)| decode(env, value, Some(id)))
+                .map(|(id, value)| decode_message(env, value, id))
                 .collect();
             terms?.encode(env)
         }
@@ -160,6 +160,18 @@ fn encode_answer<'a>(env: Env<'a>, answer: Answer) -> Result<Term<'a>, Error> {
 
 fn decode<'a>(env: Env<'a>, bytes: &[u8], message_id: Option<&[u8]>) -> Result<Term<'a>, Error> {
     codec::decode(env, bytes).map_err(|error| undecodable(error, message_id))
+}
+
+/// A message is a map; another value is not one of ours, even if it can be decoded.
+fn decode_message<'a>(env: Env<'a>, bytes: &[u8], id: &[u8]) -> Result<Term<'a>, Error> {
+    let term = decode(env, bytes, Some(id))?;
+    if term.is_map() {
+        return Ok(term);
+    }
+    Err(Error::Undecodable {
+        message_id: Some(id.to_vec()),
+        reason: "not_a_map".to_owned(),
+    })
 }
 
 fn undecodable(error: codec::DecodeError, message_id: Option<&[u8]>) -> Error {

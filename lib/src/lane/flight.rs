@@ -238,8 +238,21 @@ impl Flight {
         if !entry.holds {
             entry.holds = true;
             self.hold(&entry);
+            self.read_again_behind(&entry);
         }
         self.insert_in_order(entry);
+    }
+
+    /// An operation needs a second step although most of its kind do not: what was sent behind it on the
+    /// same thing and reads it in steps has begun too early, and begins anew.
+    fn read_again_behind(&mut self, first: &Entry) {
+        let things = first.request.operation.affinity();
+        for sent in &mut self.sent {
+            let operation = &sent.entry.request.operation;
+            let its = operation.affinity();
+            sent.again |=
+                operation.is_stepwise() && its.each().iter().any(|it| things.each().contains(it));
+        }
     }
 
     /// The server has forgotten the scripts: an operation was not done, but what was sent behind it and

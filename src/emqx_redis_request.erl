@@ -26,7 +26,7 @@ call(Operation, Timeout) ->
     case submit(Ref, Timeout, Operation) of
         Number when is_integer(Number) ->
             receive
-                {emqx_redis_reply, Ref, Result} -> Result
+                {emqx_redis_reply, Ref, Result} -> decoded(Result)
             end;
         {error, _} = Error ->
             Error
@@ -45,9 +45,19 @@ async(Operation, Timeout) ->
     end.
 
 submit(Ref, Timeout, Operation) ->
-    case emqx_redis_nif:submit(Ref, Timeout, Operation) of
-        over_budget -> submitted(emqx_redis_nif:submit_dirty(Ref, Timeout, Operation));
+    %% A storage that was stopped has unloaded the library; to load it here again would keep whoever
+    %% upgrades it from doing so.
+    try erlang:module_loaded(emqx_redis_nif) andalso leave(Ref, Timeout, Operation) of
+        false -> {error, stopped};
         Submitted -> submitted(Submitted)
+    catch
+        error:undef -> {error, stopped}
+    end.
+
+leave(Ref, Timeout, Operation) ->
+    case emqx_redis_nif:submit(Ref, Timeout, Operation) of
+        over_budget -> emqx_redis_nif:submit_dirty(Ref, Timeout, Operation);
+        Submitted -> Submitted
     end.
 
 %% What can't be stored is the caller's mistake.
@@ -57,7 +67,7 @@ submitted(Submitted) -> Submitted.
 -spec receive_response(request_id(), timeout()) -> {reply, result()} | timeout.
 receive_response({emqx_redis_request, Ref, _} = RequestId, Timeout) ->
     receive
-        {emqx_redis_reply, Ref, Result} -> {reply, Result}
+        {emqx_redis_reply, Ref, Result} -> {reply, decoded(Result)}
     after Timeout ->
         case cancel(RequestId) of
             {reply, Result} -> {reply, Result};
@@ -66,15 +76,17 @@ receive_response({emqx_redis_request, Ref, _} = RequestId, Timeout) ->
     end.
 
 -spec check_response(term(), request_id()) -> {reply, result()} | no_reply.
-check_response({emqx_redis_reply, Ref, Result}, {emqx_redis_request, Ref, _}) -> {reply, Result};
+check_response({emqx_redis_reply, Ref, Result}, {emqx_redis_request, Ref, _}) ->
+    {reply, decoded(Result)};
 check_response(_, {emqx_redis_request, _, _}) -> no_reply.
 
 -spec cancel(request_id()) -> ok | {error, {unknown, cancelled}} | {reply, result()}.
 cancel({emqx_redis_request, Ref, Number}) ->
     receive
-        {emqx_redis_reply, Ref, Result} -> {reply, Result}
+        {emqx_redis_reply, Ref, Result} -> {reply, decoded(Result)}
     after 0 ->
-        _ = is_integer(Number) andalso emqx_redis_nif:cancel(Number),
+        _ = is_integer(Number) andalso erlang:module_loaded(emqx_redis_nif) andalso
+            emqx_redis_nif:cancel(Number),
         await_cancelled(Ref)
     end.
 
@@ -83,7 +95,33 @@ await_cancelled(Ref) ->
     receive
         {emqx_redis_reply, Ref, {error, cancelled}} -> ok;
         {emqx_redis_reply, Ref, {error, {unknown, cancelled}} = Error} -> Error;
-        {emqx_redis_reply, Ref, Result} -> {reply, Result}
+        {emqx_redis_reply, Ref, Result} -> {reply, decoded(Result)}
     after ?CANCEL_TIMEOUT ->
         {error, {unknown, cancelled}}
     end.
+
+%% Terms with maps of many thousand pairs are made here: on other threads than a scheduler's, the
+%% virtual machine can't.
+decoded({emqx_redis_encoded, {ok, Messages}}) when is_list(Messages) ->
+    decode_messages(Messages, []);
+decoded({emqx_redis_encoded, {ok, #{session := Session} = Claimed}}) ->
+    case decoded({emqx_redis_encoded, {ok, Session}}) of
+        {ok, Decoded} -> {ok, Claimed#{session := Decoded}};
+        {error, _} = Error -> Error
+    end;
+decoded({emqx_redis_encoded, {ok, Stored}}) ->
+    case emqx_redis_codec:decode(Stored) of
+        {ok, _} = Decoded -> Decoded;
+        {error, Reason} -> {error, {undecodable, #{reason => Reason}}}
+    end;
+decoded(Result) ->
+    Result.
+
+decode_messages([{Id, Stored} | Rest], Decoded) ->
+    case emqx_redis_codec:decode(Stored) of
+        {ok, Message} when is_map(Message) -> decode_messages(Rest, [Message | Decoded]);
+        {ok, _} -> {error, {undecodable, #{reason => not_a_map, message_id => Id}}};
+        {error, Reason} -> {error, {undecodable, #{reason => Reason, message_id => Id}}}
+    end;
+decode_messages([], Decoded) ->
+    {ok, lists:reverse(Decoded)}.

@@ -44,6 +44,7 @@ reconfigure(Source) ->
 
 init(Source) ->
     process_flag(trap_exit, true),
+    ok = emqx_redis_storage_app:load_library(),
     Node = atom_to_binary(node(), utf8),
     case start_engine(Node, Source) of
         ok -> {ok, running};

@@ -92,10 +92,11 @@ start() -> start_with(env_source()).
 start(Config) -> start_with({map, emqx_redis_args:config(1, Config)}).
 
 start_with(Source) ->
+    ok = emqx_redis_storage_app:load_library(),
     case emqx_redis_nif:validate(Source) of
         {ok, _} ->
             %% Within a fun, so that no listing of the environment shows a password.
-            application:load(?MODULE),
+            _ = application:load(?MODULE),
             application:set_env(?MODULE, started_with, fun() -> Source end),
             start_validated(Source);
         {error, _} = Error ->
@@ -134,7 +135,8 @@ stop() ->
 %% flight, counters, latencies in microseconds. `#{running => false}' when it does not run.
 -spec status() -> map().
 status() ->
-    case emqx_redis_nif:status() of
+    case erlang:module_loaded(emqx_redis_nif) andalso emqx_redis_nif:status() of
+        false -> #{running => false};
         stopped -> #{running => false};
         Status -> Status#{running => true}
     end.
@@ -142,7 +144,8 @@ status() ->
 %% The configuration in force, defaults included, passwords hidden; an empty map when it does not run.
 -spec config() -> map().
 config() ->
-    case emqx_redis_nif:config() of
+    case erlang:module_loaded(emqx_redis_nif) andalso emqx_redis_nif:config() of
+        false -> #{};
         stopped -> #{};
         Config -> Config
     end.

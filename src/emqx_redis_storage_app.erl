@@ -4,14 +4,38 @@
 -behaviour(application).
 
 -export([start/2, stop/1]).
+-export([load_library/0]).
 
 start(_Type, _Args) ->
-    {module, emqx_redis_nif} = code:ensure_loaded(emqx_redis_nif),
     emqx_redis_storage_sup:start_link().
 
 %% The engine has ended by now. Without this, a plugin that is loaded again (`code:purge',
 %% `code:load_file') would find the library in use and fail to load it.
 stop(_State) ->
     code:delete(emqx_redis_nif),
+    purge(250).
+
+%% A caller may be in the library still, on a dirty scheduler, with a large request; it is about to be
+%% told that the storage was stopped. `code:purge' would kill it.
+purge(0) ->
     code:purge(emqx_redis_nif),
-    ok.
+    ok;
+purge(Attempts) ->
+    case code:soft_purge(emqx_redis_nif) of
+        true ->
+            ok;
+        false ->
+            timer:sleep(20),
+            purge(Attempts - 1)
+    end.
+
+%% Releases run in embedded mode, where a module is not loaded when it is called.
+-spec load_library() -> ok.
+load_library() ->
+    case code:ensure_loaded(emqx_redis_nif) of
+        {module, emqx_redis_nif} ->
+            ok;
+        {error, embedded} ->
+            {module, emqx_redis_nif} = code:load_file(emqx_redis_nif),
+            ok
+    end.

@@ -66,8 +66,12 @@ start(Server, Database) ->
         redis := Redis#{username => <<"emqx">>, password => <<"secret">>, database => Database},
         key_prefix => <<"test:">>
     }),
+    await_connects(2).
+
+await_connects(Count) ->
     emqx_redis_test_helpers:wait_until(fun() ->
-        maps:get(connected, emqx_redis_storage:status())
+        #{connected := Connected, counters := Counters} = emqx_redis_storage:status(),
+        Connected andalso maps:get(connects, Counters) >= Count
     end).
 
 %% Does everything there is to do, and answers what went wrong.
@@ -79,7 +83,17 @@ use_everything(Server) ->
         {error, {partial, _}} = emqx_redis_message:store_message(<<"broken">>, Message),
         emqx_redis_message:store_message(<<"broken">>, Message)
     end,
+    Lost = fun() ->
+        ok = emqx_redis_message:store_message(<<"lost">>, Message),
+        _ = emqx_redis_test_server:cli(Server, ["DEL", "test:msg:lost:m1"]),
+        emqx_redis_message:get_messages(<<"lost">>, 0, 10)
+    end,
+    Reconnected = fun() ->
+        _ = emqx_redis_test_server:cli(Server, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]),
+        ok = await_connects(4)
+    end,
     Steps = [
+        Reconnected,
         fun() -> emqx_redis_session:save_session(<<"c">>, data) end,
         fun() -> emqx_redis_session:save_session(<<"c">>, data, #{ttl => infinity}) end,
         fun() -> emqx_redis_session:load_session(<<"c">>) end,
@@ -103,6 +117,7 @@ use_everything(Server) ->
         fun() -> emqx_redis_router:delete_route(<<"a/+">>, node()) end,
         fun() -> emqx_redis_router:delete_route(<<"a/b">>, node()) end,
         Repaired,
+        Lost,
         %% Long enough for what expires to be swept.
         fun() -> timer:sleep(2500) end,
         fun() -> emqx_redis_session:delete_session(<<"c">>, #{epoch => 2}) end

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use crate::config::{self, Server};
 use crate::context::Context;
 use crate::error::Why;
+use crate::internal::KEPT_MS;
 use crate::resp::{Commands, Frame, Scanner};
 use crate::scripts::{self, Script};
 use crate::server::ServerReport;
@@ -28,11 +29,28 @@ pub const ENCODING_VERSION: i64 = 1;
 pub(crate) struct Opened {
     pub(crate) stream: Box<dyn Stream>,
     pub(crate) report: ServerReport,
+    pub(crate) identity: Option<Identity>,
+}
+
+/// What the server calls a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// `CLIENT ID`, unique in the life of a server.
+    client: i64,
+    /// `run_id`, which tells the server's lives apart.
+    run: String,
 }
 
 /// Connects to the one server of a `single` topology, logs in, and makes sure that the server is fit to
 /// be used: that it has loaded its data, knows the scripts, and holds no newer layout.
-pub(crate) async fn open(config: &config::Redis, context: &Context) -> Result<Opened, Why> {
+///
+/// `previous` is the connection that was lost before. The server may still have bytes of it to read,
+/// and so would do older writes after newer ones: it is closed there first.
+pub(crate) async fn open(
+    config: &config::Redis,
+    context: &Context,
+    previous: Option<&Identity>,
+) -> Result<Opened, Why> {
     let opening = async {
         let stream = connect(&config.servers[0]).await?;
         let mut setup = Setup {
@@ -41,13 +59,18 @@ pub(crate) async fn open(config: &config::Redis, context: &Context) -> Result<Op
             scanner: Scanner::default(),
         };
         setup.log_in(config).await?;
+        let (report, run) = setup.inspect_server().await?;
+        let identity = setup.identify(run).await?;
+        if let (Some(previous), Some(own)) = (previous, &identity) {
+            setup.close_there(previous, own).await?;
+        }
         setup.synchronize_clock(context).await?;
-        setup.check_layout(context).await?;
         setup.load_scripts(context).await?;
-        let report = setup.inspect_server().await?;
+        setup.check_layout(context).await?;
         Ok(Opened {
             stream: setup.stream,
             report,
+            identity,
         })
     };
     timeout(config.connect_timeout, opening)
@@ -152,7 +175,16 @@ impl Setup {
             // A read-only replica can't take it, and every operation will say so.
             self.call(&[b"HSETNX", &meta, field, own.as_bytes()])
                 .await?;
-            let stored = self.call(&[b"HGET", &meta, field]).await?;
+            let mut stored = self.call(&[b"HGET", &meta, field]).await?;
+            if stored
+                .error()
+                .is_some_and(|text| text.starts_with(b"WRONGTYPE"))
+            {
+                self.quarantine(context, &meta).await?;
+                self.call(&[b"HSETNX", &meta, field, own.as_bytes()])
+                    .await?;
+                stored = self.call(&[b"HGET", &meta, field]).await?;
+            }
             ok(&stored)?;
             let name = String::from_utf8_lossy(field);
             match &stored {
@@ -186,13 +218,59 @@ impl Setup {
         Ok(())
     }
 
-    async fn inspect_server(&mut self) -> Result<ServerReport, Why> {
+    /// A foreign value at `meta` must not keep the storage away from its data.
+    async fn quarantine(&mut self, context: &Context, meta: &[u8]) -> Result<(), Why> {
+        let mut output = Vec::new();
+        let mut commands = Commands::new(&mut output);
+        scripts::call(context, &mut commands, Script::Quarantine, &[meta], 3)
+            .arg(context.keys.prefix())
+            .int(KEPT_MS)
+            .arg(b"hash");
+        self.write(&output).await?;
+        ok(&self.read().await?)?;
+        tracing::warn!(key = %meta.escape_ascii(), "a foreign value stood at this key; it was moved to `foreign:…` for a week");
+        Ok(())
+    }
+
+    /// What the server calls this connection, as far as the user may know.
+    async fn identify(&mut self, run: Option<String>) -> Result<Option<Identity>, Why> {
+        let id = self.call(&[b"CLIENT", b"ID"]).await?;
+        Ok(match (id, run) {
+            (Frame::Integer(client), Some(run)) => Some(Identity { client, run }),
+            _ => None,
+        })
+    }
+
+    async fn close_there(&mut self, previous: &Identity, own: &Identity) -> Result<(), Why> {
+        if previous.run != own.run {
+            return Ok(());
+        }
+        let id = previous.client.to_string();
+        let reply = self
+            .call(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()])
+            .await?;
+        if let Some(text) = reply.error() {
+            tracing::warn!(
+                error = %String::from_utf8_lossy(text),
+                "CLIENT KILL failed: writes of the lost connection may yet be done"
+            );
+        }
+        Ok(())
+    }
+
+    /// The report, and the server's `run_id`.
+    async fn inspect_server(&mut self) -> Result<(ServerReport, Option<String>), Why> {
         // INFO without arguments, as users may be allowed nothing more; denied, it tells nothing.
         let info = match self.call(&[b"INFO"]).await? {
             Frame::Bulk(text) => text,
             _ => Bytes::new(),
         };
-        Ok(ServerReport::from_info(&String::from_utf8_lossy(&info)))
+        let info = String::from_utf8_lossy(&info);
+        let run = info
+            .lines()
+            .find_map(|line| line.strip_prefix("run_id:"))
+            .map(|run| run.trim().to_owned());
+        Ok((ServerReport::from_info(&info), run))
     }
 
     async fn call(&mut self, arguments: &[&[u8]]) -> Result<Frame, Why> {

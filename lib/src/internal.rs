@@ -84,7 +84,7 @@ pub(crate) struct Repair {
 }
 
 /// How long a value that was moved is kept.
-const KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
+pub(crate) const KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
 
 impl Repair {
     pub(crate) fn new(

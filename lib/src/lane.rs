@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
 use crate::config::Config;
-use crate::connection::{self, Opened};
+use crate::connection::{self, Identity, Opened};
 use crate::context::Context;
 use crate::error::{Error, Why};
 use crate::metrics::Counter;
@@ -89,6 +89,8 @@ pub(crate) struct Lane {
     down_since: Option<Instant>,
     failing: bool,
     new_config: Option<Box<Config>>,
+    /// The server may still have bytes of it to read.
+    lost_connection: Option<Identity>,
     jitter: u64,
 }
 
@@ -124,6 +126,7 @@ impl Lane {
             down_since: Some(now),
             failing: false,
             new_config: None,
+            lost_connection: None,
             jitter: now.elapsed().as_nanos() as u64 ^ std::process::id() as u64 ^ role as u64,
         }
     }
@@ -134,7 +137,9 @@ impl Lane {
         loop {
             self.adopt_config();
             let (config, context) = (self.config.redis.clone(), self.context.clone());
-            let opened = self.serve_while(connection::open(&config, &context)).await;
+            let lost = self.lost_connection.clone();
+            let opening = connection::open(&config, &context, lost.as_ref());
+            let opened = self.serve_while(opening).await;
             let begun = Instant::now();
             match opened {
                 None => break,
@@ -171,6 +176,7 @@ impl Lane {
         self.context.metrics.add(Counter::Connects, 1);
         self.down_since = None;
         self.failing = false;
+        self.lost_connection = None;
         self.note_report(opened.report);
         self.set_state(Ok(()));
         self.queue.open();
@@ -190,6 +196,7 @@ impl Lane {
             End::Broken(why) => {
                 self.context.metrics.add(Counter::Disconnects, 1);
                 self.flight.abort_sent(written, &why);
+                self.lost_connection = opened.identity;
                 self.lost(why);
                 false
             }

@@ -9,6 +9,7 @@ rustler::atoms! {
     disabled,
     // Messages
     emqx_redis_reply,
+    emqx_redis_encoded,
     emqx_redis_stopped,
     emqx_redis_log,
     // Operations

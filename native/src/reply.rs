@@ -8,7 +8,7 @@ use emqx_redis_core::resp::Frame;
 use rustler::env::SavedTerm;
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Term};
 
-use crate::codec;
+use crate::codec::{self, DecodeError};
 use crate::error_term::{binary, encode_error};
 use crate::{atoms, codec::make_atom};
 
@@ -38,7 +38,13 @@ impl Caller {
         // The only way to fail is that the process is gone.
         let _ = self.env.send_and_clear(&self.pid, |env| {
             let built = catch_unwind(AssertUnwindSafe(|| {
-                result.and_then(|answer| encode_answer(env, answer))
+                let answer = result?;
+                match encode_answer(env, &answer, Stored::Term) {
+                    Err(Undone::NeedsScheduler) => encode_answer(env, &answer, Stored::Bytes)
+                        .map(|answer| (atoms::emqx_redis_encoded(), answer).encode(env)),
+                    result => result,
+                }
+                .map_err(Error::from)
             }));
             let panicked = |_| Err(Error::Internal("building the answer panicked".into()));
             let result = match built.unwrap_or_else(panicked) {
@@ -104,20 +110,45 @@ fn size(answer: &Answer) -> usize {
     }
 }
 
-fn encode_answer<'a>(env: Env<'a>, answer: Answer) -> Result<Term<'a>, Error> {
+/// How what is stored goes to the caller.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    /// As the term that it is.
+    Term,
+    /// As the bytes that it is, messages with their ids: `emqx_redis_request` makes the terms.
+    Bytes,
+}
+
+/// Why an answer could not be built.
+enum Undone {
+    /// Only a scheduler may make maps that large: see [`codec::DecodeError::NeedsScheduler`].
+    NeedsScheduler,
+    Failed(Error),
+}
+
+impl From<Undone> for Error {
+    fn from(undone: Undone) -> Error {
+        match undone {
+            Undone::NeedsScheduler => Error::Internal("a map of stored bytes".into()),
+            Undone::Failed(error) => error,
+        }
+    }
+}
+
+fn encode_answer<'a>(env: Env<'a>, answer: &Answer, stored: Stored) -> Result<Term<'a>, Undone> {
     let value = match answer {
         Answer::Ok => return Ok(atoms::ok().to_term(env)),
         Answer::Count(count) => count.encode(env),
-        Answer::Term(bytes) => decode(env, &bytes, None)?,
+        Answer::Term(bytes) => decode(env, bytes, None, stored)?,
         Answer::Messages(messages) => {
-            let terms: Result<Vec<Term<'a>>, Error> = messages
+            let terms: Result<Vec<Term<'a>>, Undone> = messages
                 .iter()
-                .map(|(id, value)| decode_message(env, value, id))
+                .map(|(id, value)| decode_message(env, value, id, stored))
                 .collect();
             terms?.encode(env)
         }
-        Answer::Binaries(all) => binaries(env, &all),
-        Answer::Dropped(ids) => map(env, &[(atoms::dropped(), binaries(env, &ids))]),
+        Answer::Binaries(all) => binaries(env, all),
+        Answer::Dropped(ids) => map(env, &[(atoms::dropped(), binaries(env, ids))]),
         Answer::DroppedByClient(clients) => {
             let clients: Vec<(Term<'a>, Term<'a>)> = clients
                 .iter()
@@ -127,23 +158,23 @@ fn encode_answer<'a>(env: Env<'a>, answer: Answer) -> Result<Term<'a>, Error> {
         }
         Answer::Claimed(epoch, session) => {
             let session = match session {
-                Some(bytes) => decode(env, &bytes, None)?,
+                Some(bytes) => decode(env, bytes, None, stored)?,
                 None => atoms::undefined().to_term(env),
             };
             let epoch = epoch.encode(env);
             map(env, &[(atoms::epoch(), epoch), (atoms::session(), session)])
         }
         Answer::Routes(routes) => {
-            let terms: Result<Vec<Term<'a>>, Error> = routes
+            let terms: Result<Vec<Term<'a>>, Undone> = routes
                 .iter()
                 .map(|(filter, node)| {
-                    let node = make_atom(env, node).map_err(|error| undecodable(error, None))?;
+                    let node = make_atom(env, node).map_err(|error| undone(error, None))?;
                     Ok((binary(env, filter), node).encode(env))
                 })
                 .collect();
             terms?.encode(env)
         }
-        Answer::Reply(reply) => encode_frame(env, &reply),
+        Answer::Reply(reply) => encode_frame(env, reply),
         Answer::Replies(replies) => {
             let replies: Vec<Term<'a>> = replies
                 .iter()
@@ -158,27 +189,44 @@ fn encode_answer<'a>(env: Env<'a>, answer: Answer) -> Result<Term<'a>, Error> {
     Ok((atoms::ok(), value).encode(env))
 }
 
-fn decode<'a>(env: Env<'a>, bytes: &[u8], message_id: Option<&[u8]>) -> Result<Term<'a>, Error> {
-    codec::decode(env, bytes).map_err(|error| undecodable(error, message_id))
+fn decode<'a>(
+    env: Env<'a>,
+    bytes: &[u8],
+    message_id: Option<&[u8]>,
+    stored: Stored,
+) -> Result<Term<'a>, Undone> {
+    match stored {
+        Stored::Term => codec::decode(env, bytes).map_err(|error| undone(error, message_id)),
+        Stored::Bytes => Ok(binary(env, bytes)),
+    }
 }
 
 /// A message is a map; another value is not one of ours, even if it can be decoded.
-fn decode_message<'a>(env: Env<'a>, bytes: &[u8], id: &[u8]) -> Result<Term<'a>, Error> {
-    let term = decode(env, bytes, Some(id))?;
-    if term.is_map() {
-        return Ok(term);
+fn decode_message<'a>(
+    env: Env<'a>,
+    bytes: &[u8],
+    id: &[u8],
+    stored: Stored,
+) -> Result<Term<'a>, Undone> {
+    let term = decode(env, bytes, Some(id), stored)?;
+    match stored {
+        Stored::Bytes => Ok((binary(env, id), term).encode(env)),
+        Stored::Term if term.is_map() => Ok(term),
+        Stored::Term => Err(Undone::Failed(Error::Undecodable {
+            message_id: Some(id.to_vec()),
+            reason: "not_a_map".to_owned(),
+        })),
     }
-    Err(Error::Undecodable {
-        message_id: Some(id.to_vec()),
-        reason: "not_a_map".to_owned(),
-    })
 }
 
-fn undecodable(error: codec::DecodeError, message_id: Option<&[u8]>) -> Error {
-    Error::Undecodable {
+fn undone(error: DecodeError, message_id: Option<&[u8]>) -> Undone {
+    if error == DecodeError::NeedsScheduler {
+        return Undone::NeedsScheduler;
+    }
+    Undone::Failed(Error::Undecodable {
         message_id: message_id.map(<[u8]>::to_vec),
         reason: error.name().to_owned(),
-    }
+    })
 }
 
 /// As eredis answers: status and string are binaries, nil is `undefined`.

@@ -1,17 +1,18 @@
-//! Atoms to UTF-8 and back. New ones are made only within a budget.
+//! UTF-8 to atoms. New ones are made only within a budget.
 //!
 //! BEAM never frees an atom and dies when its table is full, so bytes from outside must not name
-//! new ones without end. The NIF API reads and makes atoms in Latin-1 (UTF-8 only since OTP 26);
-//! names beyond that go through the external term format, on every OTP.
+//! new ones without end. The NIF API makes atoms of Latin-1 (of UTF-8 only since OTP 26); names
+//! beyond that go through the external term format, on every OTP.
 
 use super::build::{self, New};
 use super::error::DecodeError;
 use super::external::External;
-use super::view::{self, AtomBuffer};
-use super::writer::Writer;
+use rustler::sys::ErlNifTerm;
 use rustler::{Env, Term};
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// How many new atoms decoding may make in the life of the VM.
 const NEW_ATOMS: u64 = 10_000;
@@ -21,37 +22,38 @@ const MAX_CHARACTERS: usize = 255;
 
 static ATOMS_LEFT: AtomicU64 = AtomicU64::new(NEW_ATOMS);
 
+/// What [`admit_fun`] has admitted. Atoms stay what they are, so they can be kept.
+static ADMITTED_FUNS: Mutex<BTreeSet<(ErlNifTerm, ErlNifTerm, u8)>> = Mutex::new(BTreeSet::new());
+
 /// How many new atoms decoding may still make. Atoms that exist are free.
 pub(crate) fn atoms_left() -> u64 {
     ATOMS_LEFT.load(Ordering::Relaxed)
 }
 
-/// Takes one from the budget, for something that the VM will keep for ever.
-pub(super) fn take_from_budget() -> Result<(), DecodeError> {
+/// Admits `fun M:F/A` of a function that no code has named so far: the VM keeps a place for it for
+/// ever, as for an atom, and so it takes one from the same budget. Once only: until the next module
+/// is loaded, the VM itself does not find that place again.
+pub(super) fn admit_fun(
+    module: Term<'_>,
+    function: Term<'_>,
+    arity: u8,
+) -> Result<(), DecodeError> {
+    let fun = (module.as_c_arg(), function.as_c_arg(), arity);
+    let mut admitted = ADMITTED_FUNS.lock().unwrap_or_else(PoisonError::into_inner);
+    if !admitted.contains(&fun) {
+        take_from_budget()?;
+        admitted.insert(fun);
+    }
+    Ok(())
+}
+
+fn take_from_budget() -> Result<(), DecodeError> {
     ATOMS_LEFT
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
             left.checked_sub(1)
         })
         .map(drop)
         .map_err(|_| DecodeError::AtomBudget)
-}
-
-/// Writes an atom as a string. `None` if the VM does not tell its name.
-#[inline(never)]
-pub(super) fn write_atom(out: &mut Writer, atom: Term<'_>) -> Option<()> {
-    let mut buffer = AtomBuffer::uninit();
-    match view::atom_latin1(atom, &mut buffer) {
-        Some(name) if name.is_ascii() => out.str(name),
-        Some(name) => {
-            let name: String = name.iter().map(|&byte| char::from(byte)).collect();
-            out.str(name.as_bytes());
-        }
-        None => match External::parse(&view::external(atom)?)? {
-            External::Atom(name) => out.str(name.as_bytes()),
-            _ => return None,
-        },
-    }
-    Some(())
 }
 
 /// The atom of that name, which must be UTF-8.

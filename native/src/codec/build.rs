@@ -2,10 +2,18 @@
 //!
 //! Nothing here needs a scheduler thread, or an environment that is bound to a process.
 
+use super::error::DecodeError;
 use rustler::sys::{self, ErlNifTerm};
 use rustler::{Env, Term};
 use std::ffi::{c_char, c_uint};
 use std::mem::MaybeUninit;
+
+/// Before OTP 27.3, the VM crashes where a map of more pairs is made at once on a thread that is no
+/// scheduler (<https://github.com/erlang/otp/issues/8208>).
+const UNSORTED_PAIRS: usize = 128;
+
+/// So many pairs of such maps are put one by one. Each leaves some hundred words of garbage behind.
+const MAX_PUTS: usize = 16 * 1024;
 
 /// A term under construction: a stack, on which a container takes the place of its parts.
 pub(super) struct Builder<'a> {
@@ -14,6 +22,8 @@ pub(super) struct Builder<'a> {
     terms: Vec<ErlNifTerm>,
     /// The keys of the maps that are not yet closed; they too belong to `env`.
     keys: Vec<ErlNifTerm>,
+    on_scheduler: bool,
+    puts_left: usize,
 }
 
 impl<'a> Builder<'a> {
@@ -22,6 +32,9 @@ impl<'a> Builder<'a> {
             env,
             terms: Vec::new(),
             keys: Vec::new(),
+            // SAFETY: may be asked on any thread.
+            on_scheduler: unsafe { sys::enif_thread_type() } != sys::ERL_NIF_THR_UNDEFINED,
+            puts_left: MAX_PUTS,
         }
     }
 
@@ -147,32 +160,50 @@ impl<'a> Builder<'a> {
         true
     }
 
-    /// The last `n` keys and the last `n` terms, as a map. `false` if two keys are one.
-    #[inline]
-    pub(super) fn map(&mut self, n: usize) -> bool {
+    /// The last `n` keys and the last `n` terms, as a map.
+    pub(super) fn map(&mut self, n: usize) -> Result<(), DecodeError> {
         let from = self.last(n);
-        let values = &self.terms[from..];
-        let keys_from = self.keys.len().saturating_sub(values.len());
-        let keys = &self.keys[keys_from..];
-        let mut raw = MaybeUninit::uninit();
-        // SAFETY: keys and values belong to the environment, and there are as many of the ones as
-        // of the others. The term is filled in if the call says so.
-        let raw = unsafe {
-            let made = sys::enif_make_map_from_arrays(
-                self.env.as_c_arg(),
-                keys.as_ptr(),
-                values.as_ptr(),
-                keys.len().min(values.len()),
-                raw.as_mut_ptr(),
-            );
-            if made == 0 {
-                return false;
-            }
-            raw.assume_init()
+        let keys_from = self.keys.len().saturating_sub(self.terms.len() - from);
+        let (keys, values) = (&self.keys[keys_from..], &self.terms[from..]);
+        let at_once = if keys.len() <= UNSORTED_PAIRS || self.on_scheduler {
+            keys.len()
+        } else {
+            self.puts_left = self
+                .puts_left
+                .checked_sub(keys.len())
+                .ok_or(DecodeError::NeedsScheduler)?;
+            UNSORTED_PAIRS
         };
+        let env = self.env.as_c_arg();
+        let mut map = MaybeUninit::uninit();
+        let mut size = 0;
+        // SAFETY: keys and values belong to the environment, and there are as many of each. A map
+        // is filled in where a call says so, and it is one that the next call takes.
+        let raw = unsafe {
+            let (keys_at, values_at) = (keys.as_ptr(), values.as_ptr());
+            if sys::enif_make_map_from_arrays(env, keys_at, values_at, at_once, map.as_mut_ptr())
+                == 0
+            {
+                return Err(DecodeError::DuplicateKey);
+            }
+            let mut raw = map.assume_init();
+            for (&key, &value) in keys.iter().zip(values).skip(at_once) {
+                if sys::enif_make_map_put(env, raw, key, value, map.as_mut_ptr()) == 0 {
+                    return Err(DecodeError::DuplicateKey);
+                }
+                raw = map.assume_init();
+            }
+            // The VM refuses equal keys, but only if there are at most 32 pairs
+            // (https://github.com/erlang/otp/issues/10975).
+            sys::enif_get_map_size(env, raw, &mut size);
+            raw
+        };
+        if size != keys.len() {
+            return Err(DecodeError::DuplicateKey);
+        }
         self.keys.truncate(keys_from);
         self.replace(from, raw);
-        true
+        Ok(())
     }
 }
 

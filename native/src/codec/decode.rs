@@ -11,7 +11,8 @@ use rustler::{Env, Term};
 /// Decodes a term, which must be the whole input.
 ///
 /// Takes time and memory in proportion to the input, whatever lengths it declares. May be called on
-/// any thread, with any kind of environment.
+/// any thread, with any kind of environment; but maps with more than some thousand pairs can be made
+/// only on a scheduler's ([`DecodeError::NeedsScheduler`]).
 pub(crate) fn decode<'a>(env: Env<'a>, bytes: &[u8]) -> Result<Term<'a>, DecodeError> {
     if bytes.len() > MAX_BYTES {
         return Err(DecodeError::TooLarge);
@@ -105,40 +106,41 @@ impl Decoder<'_> {
             self.terms.key();
             self.term(input, depth + 1)?;
         }
-        if self.terms.map(n) {
-            Ok(())
-        } else {
-            Err(DecodeError::DuplicateKey)
-        }
+        self.terms.map(n)
     }
 
     /// Reads a term that the VM makes from its external form. Its atoms are made first, within the
-    /// budget, so the VM may refuse new ones.
+    /// budget, so that the VM can be told to make none.
     #[inline(never)]
     fn external(&mut self, kind: i8, payload: &[u8]) -> Result<(), DecodeError> {
         let external = payload::read(kind, payload)?;
-        match &external {
-            External::Atom(name) => {
-                atoms::make_atom(self.env, name.as_bytes())?;
-            }
-            External::Pid { node, .. } | External::Reference { node, .. } => {
-                atoms::make_atom(self.env, node.as_bytes())?;
-            }
-            External::Fun {
-                module, function, ..
-            } => {
-                atoms::make_atom(self.env, module.as_bytes())?;
-                atoms::make_atom(self.env, function.as_bytes())?;
-            }
-            External::Bignum { .. } | External::Bitstring { .. } => {}
-        }
         let bytes = external.to_bytes();
-        let mut term = build::from_external(self.env, &bytes, New::Refused);
-        if term.is_none() && matches!(external, External::Fun { .. }) {
-            // A function that no code has named so far takes a place for ever, as an atom does.
-            atoms::take_from_budget()?;
-            term = build::from_external(self.env, &bytes, New::Allowed);
-        }
+        let term = match &external {
+            External::Fun {
+                module,
+                function,
+                arity,
+            } => {
+                let module = atoms::make_atom(self.env, module.as_bytes())?;
+                let function = atoms::make_atom(self.env, function.as_bytes())?;
+                match build::from_external(self.env, &bytes, New::Refused) {
+                    None => {
+                        atoms::admit_fun(module, function, *arity)?;
+                        build::from_external(self.env, &bytes, New::Allowed)
+                    }
+                    known => known,
+                }
+            }
+            External::Pid { node: name, .. }
+            | External::Reference { node: name, .. }
+            | External::Atom(name) => {
+                atoms::make_atom(self.env, name.as_bytes())?;
+                build::from_external(self.env, &bytes, New::Refused)
+            }
+            External::Bignum { .. } | External::Bitstring { .. } => {
+                build::from_external(self.env, &bytes, New::Refused)
+            }
+        };
         self.terms.term(term.ok_or(DecodeError::BadExtension)?);
         Ok(())
     }

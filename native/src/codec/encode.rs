@@ -2,9 +2,9 @@
 
 use super::error::EncodeError;
 use super::external::External;
-use super::view::{self, Int, Kind};
+use super::view::{self, AtomBuffer, Int, Kind};
 use super::writer::Writer;
-use super::{atoms, payload, EXT_IMPROPER_LIST, EXT_TUPLE, MAX_BYTES, MAX_DEPTH, MAX_KEY_DEPTH};
+use super::{payload, EXT_IMPROPER_LIST, EXT_TUPLE, MAX_BYTES, MAX_DEPTH, MAX_KEY_DEPTH};
 use rustler::types::atom::{false_, true_, undefined};
 use rustler::{sys::ErlNifTerm, Term};
 
@@ -47,7 +47,7 @@ pub(crate) fn encode(term: Term<'_>, budget: usize) -> Result<Vec<u8>, EncodeErr
         },
         path: Vec::new(),
     };
-    let done = encoder.term(term, 0).and_then(|()| encoder.reserve(0));
+    let done = encoder.term(term, 0).and_then(|()| encoder.charge(0));
     match done {
         Ok(()) => Ok(encoder.out.finish()),
         Err(Stop::OverBudget) => Err(EncodeError::OverBudget),
@@ -162,7 +162,21 @@ impl Encoder {
         } else if raw == self.known.false_ {
             self.out.bool(false);
         } else {
-            atoms::write_atom(&mut self.out, term).ok_or(Stop::Unencodable("an atom"))?;
+            return self.named_atom(term);
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn named_atom(&mut self, term: Term<'_>) -> Result<(), Stop> {
+        let mut buffer = AtomBuffer::uninit();
+        match view::atom_latin1(term, &mut buffer) {
+            Some(name) if name.is_ascii() => self.out.str(name),
+            Some(name) => {
+                let name: String = name.iter().map(|&byte| char::from(byte)).collect();
+                self.out.str(name.as_bytes());
+            }
+            None => self.external(term)?,
         }
         Ok(())
     }

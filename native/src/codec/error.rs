@@ -49,6 +49,8 @@ pub(crate) enum DecodeError {
     DuplicateKey,
     UnknownExtension,
     BadExtension,
+    /// The value holds large maps, and this thread is no scheduler's: on one it can be decoded.
+    NeedsScheduler,
 }
 
 impl DecodeError {
@@ -67,6 +69,7 @@ impl DecodeError {
             Self::DuplicateKey => "duplicate_key",
             Self::UnknownExtension => "unknown_extension",
             Self::BadExtension => "bad_extension",
+            Self::NeedsScheduler => "needs_scheduler",
         }
     }
 }
@@ -86,6 +89,7 @@ impl fmt::Display for DecodeError {
             Self::DuplicateKey => "a map holds one key twice",
             Self::UnknownExtension => "an extension type that is not known here",
             Self::BadExtension => "an extension's payload is malformed",
+            Self::NeedsScheduler => "large maps, which only a scheduler can make",
         })
     }
 }

@@ -1,0 +1,536 @@
+%% What becomes of requests when Redis is killed, frozen, cut off, misconfigured or not there at all.
+-module(emqx_redis_outage_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-compile([export_all, nowarn_export_all]).
+
+-define(SERVER, emqx_redis_test_server).
+-define(PROXY, emqx_redis_test_proxy).
+-define(HELPERS, emqx_redis_test_helpers).
+
+suite() ->
+    [{timetrap, {seconds, 90}}].
+
+all() ->
+    [
+        what_was_acknowledged_survives_kills_under_load,
+        a_short_freeze_is_waited_out,
+        a_long_freeze_is_a_lost_connection,
+        bytes_of_a_lost_connection_undo_nothing,
+        a_long_outage_fails_fast_and_costs_no_memory,
+        redis_away_at_the_start,
+        a_black_hole_at_the_start,
+        a_name_that_nobody_has,
+        wrong_password,
+        a_password_never_shows,
+        a_user_who_may_not,
+        a_server_that_loads_its_data,
+        a_database_out_of_range,
+        too_many_clients,
+        a_server_that_speaks_http,
+        a_server_that_says_nothing,
+        a_server_that_drops_every_connection,
+        a_newer_layout,
+        a_foreign_value_at_meta,
+        cut_in_the_middle_of_a_reply,
+        cut_in_the_middle_of_a_request,
+        lost_replies_are_never_ok
+    ].
+
+end_per_testcase(_Case, _Config) ->
+    _ = emqx_redis_storage:stop(),
+    ok = ?SERVER:stop_all(),
+    ?assertEqual([], ?HELPERS:stray_messages(20)).
+
+%%--------------------------------------------------------------------
+%% Killed
+%%--------------------------------------------------------------------
+
+%% Each writer counts up, one session and one message after the other. What was answered ok is there,
+%% what was answered with an error may be; nothing else is.
+what_was_acknowledged_survives_kills_under_load(_Config) ->
+    Server = ?SERVER:start(#{tcp => true, appendonly => true}),
+    start(Server),
+    Until = erlang:monotonic_time(millisecond) + 12000,
+    Writers = [
+        spawn_monitor(fun() -> exit({written, N, write(<<"c", N>>, 1, Until, {0, [], []})}) end)
+     || N <- lists:seq(1, 16)
+    ],
+    [
+        begin
+            timer:sleep(1500),
+            ok = ?SERVER:kill(Server),
+            timer:sleep(Away),
+            ok = ?SERVER:restart(Server)
+        end
+     || Away <- [0, 300, 1500, 3500]
+    ],
+    Written = [
+        receive
+            {'DOWN', Monitor, process, Pid, {written, N, Result}} -> {N, Result}
+        end
+     || {Pid, Monitor} <- Writers
+    ],
+    await_connected(),
+    [
+        begin
+            {ok, Messages} = emqx_redis_message:get_messages(<<"c", N>>, 0, 1000000),
+            Found = [Payload || #{payload := Payload} <- Messages],
+            ?assertEqual([], Done -- Found),
+            ?assertEqual([], Found -- (Done ++ Maybe)),
+            ?assertEqual(Found, lists:sort(Found)),
+            {ok, Last} = emqx_redis_session:load_session(<<"c", N>>),
+            ?assert(Last >= Saved, {Last, Saved})
+        end
+     || {N, {Saved, Done, Maybe}} <- Written
+    ],
+    Done = lists:sum([length(D) || {_, {_, D, _}} <- Written]),
+    Maybe = lists:sum([length(M) || {_, {_, _, M}} <- Written]),
+    ct:pal("~b acknowledged, ~b unknown", [Done, Maybe]),
+    ?assert(Done > 1000, Done).
+
+%% {Last session that was acknowledged, messages that were, messages of which nobody knows}
+write(Client, N, Until, {Saved, Done, Maybe} = Written) ->
+    case erlang:monotonic_time(millisecond) < Until of
+        false ->
+            Written;
+        true ->
+            Message = #{id => integer_to_binary(N), timestamp => N, payload => N},
+            {NowDone, NowMaybe} =
+                case documented(emqx_redis_message:store_message(Client, Message)) of
+                    ok -> {[N | Done], Maybe};
+                    {error, {unavailable, _}} -> {Done, Maybe};
+                    {error, _} -> {Done, [N | Maybe]}
+                end,
+            NowSaved =
+                case documented(emqx_redis_session:save_session(Client, N)) of
+                    ok -> N;
+                    {error, _} -> Saved
+                end,
+            write(Client, N + 1, Until, {NowSaved, NowDone, NowMaybe})
+    end.
+
+documented(ok) -> ok;
+documented({error, timeout} = Error) -> Error;
+documented({error, {unknown, _}} = Error) -> Error;
+documented({error, {unavailable, _}} = Error) -> timer:sleep(10), Error.
+
+%%--------------------------------------------------------------------
+%% Frozen
+%%--------------------------------------------------------------------
+
+a_short_freeze_is_waited_out(_Config) ->
+    Server = ?SERVER:start(),
+    start(Server),
+    ok = ?SERVER:pause(Server),
+    Ids = [emqx_redis_session:save_session_async(<<"c">>, N) || N <- lists:seq(1, 5000)],
+    timer:sleep(2500),
+    ok = ?SERVER:resume(Server),
+    [?assertEqual({reply, ok}, emqx_redis_storage:receive_response(Id, 5000)) || Id <- Ids],
+    ?assertEqual({ok, 5000}, emqx_redis_session:load_session(<<"c">>)),
+    ?assertMatch(#{counters := #{disconnects := 0}}, emqx_redis_storage:status()).
+
+a_long_freeze_is_a_lost_connection(_Config) ->
+    Server = ?SERVER:start(),
+    start(Server),
+    ok = ?SERVER:pause(Server),
+    {Micros, Result} = timer:tc(fun() ->
+        emqx_redis_session:save_session(<<"c">>, old, #{timeout => 60000})
+    end),
+    ?assertEqual({error, {unknown, hung}}, Result),
+    ?assert(Micros > 4900000 andalso Micros < 7000000, Micros),
+    %% Past the grace, requests fail at once.
+    ?HELPERS:wait_until(fun() ->
+        {error, {unavailable, hung}} =:= emqx_redis_session:save_session(<<"c">>, x, #{timeout => 100})
+    end),
+    ok = ?SERVER:resume(Server),
+    recovers_within(1500),
+    ?assertEqual({error, not_found}, emqx_redis_session:load_session(<<"never">>)).
+
+%% A frozen server finds the bytes of old and new connection side by side when it thaws.
+bytes_of_a_lost_connection_undo_nothing(_Config) ->
+    Server = ?SERVER:start(#{tcp => true}),
+    start(Server),
+    Clients = [<<"c", N:16>> || N <- lists:seq(1, 500)],
+    Large = {old, binary:copy(<<"x">>, 20000)},
+    ok = ?SERVER:pause(Server),
+    Old = [emqx_redis_session:save_session_async(C, Large, #{timeout => 500}) || C <- Clients],
+    [
+        ?assertEqual({reply, {error, timeout}}, emqx_redis_storage:receive_response(Id, 5000))
+     || Id <- Old
+    ],
+    %% The connection is given up, the next one is being made.
+    ?HELPERS:wait_until(
+        fun() -> maps:get(disconnects, maps:get(counters, emqx_redis_storage:status())) > 0 end, 10000
+    ),
+    New = [emqx_redis_session:save_session_async(C, new) || C <- Clients],
+    timer:sleep(100),
+    ok = ?SERVER:resume(Server),
+    Results = [emqx_redis_storage:receive_response(Id, 10000) || Id <- New],
+    ?assertEqual([{reply, ok}], lists:usort(Results)),
+    timer:sleep(1000),
+    Undone = [C || C <- Clients, emqx_redis_session:load_session(C) =/= {ok, new}],
+    ?assertEqual(0, length(Undone)).
+
+%%--------------------------------------------------------------------
+%% Away
+%%--------------------------------------------------------------------
+
+a_long_outage_fails_fast_and_costs_no_memory(_Config) ->
+    Server = ?SERVER:start(#{tcp => true}),
+    start(Server),
+    ok = ?SERVER:kill(Server),
+    %% Within the grace requests wait.
+    ?HELPERS:wait_until(fun() -> not maps:get(connected, emqx_redis_storage:status()) end),
+    {Micros, Result} = timer:tc(fun() -> emqx_redis_session:save_session(<<"c">>, x) end),
+    ?assertEqual({error, {unavailable, econnrefused}}, Result),
+    ?assert(Micros > 1000000 andalso Micros < 4000000, Micros),
+    Data = binary:copy(<<"x">>, 1000),
+    hammer(Data, 1000),
+    {Beam, Rss} = memory(),
+    {Count, Median, P99} = hammer(Data, 9000),
+    {BeamAfter, RssAfter} = memory(),
+    ct:pal("~b refusals, median ~b us, p99 ~b us, VM ~p to ~p bytes, RSS ~p to ~p kB", [
+        Count, Median, P99, Beam, BeamAfter, Rss, RssAfter
+    ]),
+    ?assert(Median < 500 andalso P99 < 5000, {Median, P99}),
+    ?assert(BeamAfter - Beam < 8 * 1024 * 1024, {Beam, BeamAfter}),
+    ?assert(RssAfter - Rss < 32 * 1024, {Rss, RssAfter}),
+    ok = ?SERVER:restart(Server),
+    recovers_within(1000).
+
+hammer(Data, Milliseconds) ->
+    Until = erlang:monotonic_time(millisecond) + Milliseconds,
+    Started = [spawn_monitor(fun() -> exit({times, hammer_until(Until, Data, 0, [])}) end) || _ <- [1, 2]],
+    Results = [
+        receive
+            {'DOWN', Monitor, process, Pid, {times, Result}} -> Result
+        end
+     || {Pid, Monitor} <- Started
+    ],
+    Times = lists:sort(lists:append([T || {_, T} <- Results])),
+    Nth = fun(Share) -> lists:nth(max(1, trunc(length(Times) * Share)), Times) end,
+    {lists:sum([C || {C, _} <- Results]), Nth(0.5), Nth(0.99)}.
+
+hammer_until(Until, Data, Count, Times) ->
+    Begin = erlang:monotonic_time(microsecond),
+    {error, {unavailable, _}} = emqx_redis_session:save_session(<<"c">>, Data),
+    Time = erlang:monotonic_time(microsecond) - Begin,
+    case Begin > Until * 1000 of
+        true -> {Count, Times};
+        false when Count rem 100 =:= 0 -> hammer_until(Until, Data, Count + 1, [Time | Times]);
+        false -> hammer_until(Until, Data, Count + 1, Times)
+    end.
+
+memory() ->
+    [erlang:garbage_collect(Pid) || Pid <- processes()],
+    {erlang:memory(total), ?HELPERS:memory_kb()}.
+
+redis_away_at_the_start(_Config) ->
+    Server = ?SERVER:start(#{tcp => true}),
+    Config = ?SERVER:config(Server),
+    ok = ?SERVER:kill(Server),
+    {Micros, ok} = timer:tc(fun() -> emqx_redis_storage:start(Config) end),
+    ?assert(Micros < 1000000, Micros),
+    await_why(econnrefused),
+    Id = emqx_redis_session:save_session_async(<<"c">>, x),
+    ok = ?SERVER:restart(Server),
+    ?assertEqual({reply, ok}, emqx_redis_storage:receive_response(Id, 5000)),
+    await_connected().
+
+%% A listener whose queue is full answers no more than an address that leads nowhere.
+a_black_hole_at_the_start(_Config) ->
+    Options = [{backlog, 0}, {active, false}, {ip, {127, 0, 0, 1}}],
+    {ok, Listener} = gen_tcp:listen(0, Options),
+    {ok, Port} = inet:port(Listener),
+    Filling = [gen_tcp:connect({127, 0, 0, 1}, Port, [{active, false}], 100) || _ <- lists:seq(1, 4)],
+    ?assertEqual({error, timeout}, lists:last(Filling)),
+    start_away(#{servers => local(Port), connect_timeout => <<"500ms">>}),
+    await_why(connect_timeout),
+    fails_within_grace(connect_timeout),
+    ok = gen_tcp:close(Listener).
+
+a_name_that_nobody_has(_Config) ->
+    start_away(#{servers => <<"nobody.invalid:6379">>}),
+    await_why({nxdomain, <<"nobody.invalid">>}).
+
+%%--------------------------------------------------------------------
+%% Not fit
+%%--------------------------------------------------------------------
+
+wrong_password(_Config) ->
+    Server = ?SERVER:start(#{tcp => true, requirepass => <<"right">>}),
+    Servers = ?SERVER:servers(Server),
+    start_away(#{servers => Servers}),
+    ?assertMatch({wrong_password, <<"NOAUTH", _/binary>>}, await_any_why()),
+    ok = emqx_redis_storage:start(#{redis => #{servers => Servers, password => <<"wrong">>}}),
+    ?HELPERS:wait_until(fun() -> has_prefix(<<"WRONGPASS">>, why()) end),
+    ok = emqx_redis_storage:start(#{redis => #{servers => Servers, password => <<"right">>}}),
+    recovers_within(3000).
+
+has_prefix(Prefix, {wrong_password, Text}) -> string:prefix(Text, Prefix) =/= nomatch;
+has_prefix(_, _) -> false.
+
+%% A server that does not know AUTH quotes its arguments.
+a_password_never_shows(_Config) ->
+    Server = ?SERVER:start(#{tcp => true, args => ["--rename-command", "AUTH", ""]}),
+    Secret = <<"s3cr3t-pa55word">>,
+    start_away(#{servers => ?SERVER:servers(Server), password => Secret}),
+    Why = await_any_why(),
+    ct:pal("~p", [Why]),
+    Shown = [
+        emqx_redis_storage:status(),
+        emqx_redis_storage:config(),
+        sys:get_status(emqx_redis_server),
+        emqx_redis_session:load_session(<<"c">>)
+    ],
+    ?assertEqual(nomatch, string:find(io_lib:format("~p", [Shown]), Secret)).
+
+a_user_who_may_not(_Config) ->
+    Users =
+        "user default on nopass ~* &* +@all\n"
+        "user emqx on >secret ~* &* +@all -eval -evalsha -script\n",
+    Server = ?SERVER:start(#{tcp => true, aclfile => Users}),
+    start_away(#{
+        servers => ?SERVER:servers(Server), username => <<"emqx">>, password => <<"secret">>
+    }),
+    ?assertMatch({no_permission, <<"NOPERM", _/binary>>}, await_any_why()),
+    fails_within_grace(why()).
+
+a_server_that_loads_its_data(_Config) ->
+    Loading = <<"-LOADING Redis is loading the dataset in memory\r\n">>,
+    Port = fake(fun(Socket) -> answer_each(Socket, Loading) end),
+    start_away(#{servers => local(Port)}),
+    await_why(loading),
+    fails_within_grace(loading).
+
+a_database_out_of_range(_Config) ->
+    Server = ?SERVER:start(#{tcp => true, args => ["--databases", "3"]}),
+    start_away(#{servers => ?SERVER:servers(Server), database => 7}),
+    ?assertMatch({server, <<"ERR DB index", _/binary>>}, await_any_why()).
+
+too_many_clients(_Config) ->
+    Server = ?SERVER:start(#{tcp => true, args => ["--maxclients", "1"]}),
+    Other = ?SERVER:connect(Server),
+    start_away(#{servers => ?SERVER:servers(Server)}),
+    Why = await_any_why(),
+    ?assertEqual(too_many_clients, Why),
+    emqx_redis_test_client:close(Other).
+
+a_server_that_speaks_http(_Config) ->
+    Port = fake(fun(Socket) ->
+        _ = gen_tcp:send(Socket, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+    end),
+    start_away(#{servers => local(Port)}),
+    ?assertMatch({protocol, _}, await_any_why()),
+    fails_within_grace(why()).
+
+a_server_that_says_nothing(_Config) ->
+    Port = fake(fun(_) -> timer:sleep(infinity) end),
+    start_away(#{servers => local(Port), connect_timeout => <<"300ms">>}),
+    await_why(connect_timeout).
+
+%% It is not connected to over and over without a pause.
+a_server_that_drops_every_connection(_Config) ->
+    Server = ?SERVER:start(#{tcp => true}),
+    start(Server),
+    Killer = spawn_link(fun() -> kill_clients(Server) end),
+    timer:sleep(2000),
+    unlink(Killer),
+    exit(Killer, kill),
+    #{counters := #{connects := Connects, connect_failures := Failures}} =
+        emqx_redis_storage:status(),
+    ct:pal("~b connections and ~b attempts in 2 s", [Connects, Failures]),
+    ?assert(Connects + Failures < 60, {Connects, Failures}),
+    recovers_within(3000).
+
+kill_clients(Server) ->
+    _ = ?SERVER:cli(Server, ["CLIENT", "KILL", "TYPE", "normal"]),
+    kill_clients(Server).
+
+a_newer_layout(_Config) ->
+    Server = ?SERVER:start(#{tcp => true}),
+    1 = ?SERVER:cli(Server, ["HSET", "meta", "layout", "99"]),
+    start_away(#{servers => ?SERVER:servers(Server)}),
+    ?assertMatch({layout, _}, await_any_why()),
+    fails_within_grace(why()),
+    0 = ?SERVER:cli(Server, ["HSET", "meta", "layout", "1"]),
+    recovers_within(1500).
+
+a_foreign_value_at_meta(_Config) ->
+    Server = ?SERVER:start(#{tcp => true}),
+    <<"OK">> = ?SERVER:cli(Server, ["SET", "meta", "somebody's"]),
+    start(Server),
+    ok = emqx_redis_session:save_session(<<"c">>, x),
+    ?assertEqual(<<"1">>, ?SERVER:cli(Server, ["HGET", "meta", "layout"])),
+    [Moved] = ?SERVER:cli(Server, ["KEYS", "foreign:meta*"]),
+    ?assertEqual(<<"somebody's">>, ?SERVER:cli(Server, ["GET", Moved])).
+
+%%--------------------------------------------------------------------
+%% Cut
+%%--------------------------------------------------------------------
+
+cut_in_the_middle_of_a_reply(_Config) ->
+    with_proxy(fun(Server, Proxy) ->
+        Large = binary:copy(<<"x">>, 8000000),
+        ok = emqx_redis_session:save_session(<<"large">>, Large),
+        ok = emqx_redis_session:save_session(<<"small">>, 1),
+        Ids = [emqx_redis_session:load_session_async(<<"large">>) || _ <- [1, 2, 3]],
+        Save = emqx_redis_session:save_session_async(<<"small">>, 2),
+        timer:sleep(5),
+        ok = ?PROXY:set_mode(Proxy, freeze),
+        timer:sleep(100),
+        ok = ?PROXY:cut(Proxy),
+        ok = ?PROXY:set_mode(Proxy, forward),
+        [
+            case emqx_redis_storage:receive_response(Id, 5000) of
+                {reply, {ok, Large}} -> ok;
+                {reply, {error, {unknown, closed}}} -> ok
+            end
+         || Id <- Ids
+        ],
+        Saved = emqx_redis_storage:receive_response(Save, 5000),
+        {ok, Found} = emqx_redis_session:load_session(<<"small">>),
+        ?assert(lists:member({Saved, Found}, [
+            {{reply, ok}, 2}, {{reply, {error, {unknown, closed}}}, 1},
+            {{reply, {error, {unknown, closed}}}, 2}
+        ]), {Saved, Found}),
+        ?assertEqual({ok, Large}, emqx_redis_session:load_session(<<"large">>)),
+        ?assert(?SERVER:is_alive(Server))
+    end).
+
+cut_in_the_middle_of_a_request(_Config) ->
+    with_proxy(fun(_Server, Proxy) ->
+        ok = emqx_redis_session:save_session(<<"large">>, old),
+        ok = ?PROXY:set_mode(Proxy, freeze),
+        Large = binary:copy(<<"x">>, 16000000),
+        Id = emqx_redis_session:save_session_async(<<"large">>, Large, #{timeout => 30000}),
+        %% Behind it and surely not sent: done on the next connection.
+        Next = emqx_redis_session:save_session_async(<<"next">>, 1, #{timeout => 30000}),
+        timer:sleep(200),
+        ok = ?PROXY:cut(Proxy),
+        ok = ?PROXY:set_mode(Proxy, forward),
+        ?assertEqual({reply, {error, {unknown, closed}}}, emqx_redis_storage:receive_response(Id, 9000)),
+        ?assertEqual({reply, ok}, emqx_redis_storage:receive_response(Next, 9000)),
+        ?assertEqual({ok, old}, emqx_redis_session:load_session(<<"large">>)),
+        ?assertEqual({ok, 1}, emqx_redis_session:load_session(<<"next">>))
+    end).
+
+lost_replies_are_never_ok(_Config) ->
+    with_proxy(fun(_Server, Proxy) ->
+        ok = ?PROXY:set_mode(Proxy, drop_replies),
+        Ids = [
+            {N, emqx_redis_session:save_session_async(<<N>>, x, #{timeout => 300 * N})}
+         || N <- lists:seq(1, 5)
+        ],
+        timer:sleep(1000),
+        ok = ?PROXY:cut(Proxy),
+        ok = ?PROXY:set_mode(Proxy, forward),
+        Results = [{N, emqx_redis_storage:receive_response(Id, 5000)} || {N, Id} <- Ids],
+        ?assertEqual(
+            [{N, {reply, {error, timeout}}} || N <- [1, 2, 3]] ++
+                [{N, {reply, {error, {unknown, closed}}}} || N <- [4, 5]],
+            Results
+        ),
+        %% They had happened.
+        ?assertEqual({ok, 5}, emqx_redis_session:count_sessions())
+    end).
+
+with_proxy(Fun) ->
+    Server = ?SERVER:start(#{tcp => true}),
+    Proxy = ?PROXY:start(?SERVER:address(Server)),
+    ok = emqx_redis_storage:start(#{redis => #{servers => ?PROXY:servers(Proxy)}}),
+    await_connected(),
+    try
+        Fun(Server, Proxy)
+    after
+        ok = emqx_redis_storage:stop(),
+        ?PROXY:stop(Proxy)
+    end.
+
+%%--------------------------------------------------------------------
+%% Internal
+%%--------------------------------------------------------------------
+
+start(Server) ->
+    ok = emqx_redis_storage:start(?SERVER:config(Server)),
+    await_connected().
+
+%% With a short grace, so that what fails does so soon.
+start_away(Redis) ->
+    {Micros, ok} = timer:tc(fun() ->
+        emqx_redis_storage:start(#{redis => Redis#{outage_grace => <<"600ms">>}})
+    end),
+    ?assert(Micros < 1000000, Micros).
+
+await_connected() ->
+    ?HELPERS:wait_until(fun() -> maps:get(connected, emqx_redis_storage:status()) end).
+
+why() ->
+    #{connections := [#{state := State} | _]} = emqx_redis_storage:status(),
+    State.
+
+await_why(Why) ->
+    try
+        ?HELPERS:wait_until(fun() -> why() =:= Why end)
+    catch
+        error:_ -> ?assertEqual(Why, why())
+    end.
+
+await_any_why() ->
+    ?HELPERS:wait_until(fun() -> not lists:member(why(), [connecting, connected]) end),
+    why().
+
+%% What comes first waits for the grace, what comes later fails at once, and says why.
+fails_within_grace(Why) ->
+    {Waited, First} = timer:tc(fun() -> emqx_redis_session:save_session(<<"c">>, x) end),
+    ?assertEqual({error, {unavailable, Why}}, First),
+    ?assert(Waited < 2000000, Waited),
+    {Micros, Second} = timer:tc(fun() -> emqx_redis_session:save_session(<<"c">>, x) end),
+    ?assertEqual({error, {unavailable, Why}}, Second),
+    ?assert(Micros < 100000, Micros).
+
+recovers_within(Milliseconds) ->
+    Begin = erlang:monotonic_time(millisecond),
+    ?HELPERS:wait_until(
+        fun() -> emqx_redis_session:save_session(<<"c">>, back) =:= ok end, Milliseconds + 2000
+    ),
+    Took = erlang:monotonic_time(millisecond) - Begin,
+    ct:pal("recovered after ~b ms", [Took]),
+    ?assert(Took =< Milliseconds, Took).
+
+local(Port) -> <<"127.0.0.1:", (integer_to_binary(Port))/binary>>.
+
+%% A server that does this with every connection, then closes it.
+fake(Fun) ->
+    Parent = self(),
+    spawn_link(fun() ->
+        {ok, Listener} = gen_tcp:listen(0, [binary, {active, false}, {ip, {127, 0, 0, 1}}]),
+        {ok, Port} = inet:port(Listener),
+        Parent ! {port, Port},
+        fake(Listener, Fun)
+    end),
+    receive
+        {port, Port} -> Port
+    end.
+
+fake(Listener, Fun) ->
+    {ok, Socket} = gen_tcp:accept(Listener),
+    Pid = spawn_link(fun() ->
+        receive
+            go -> Fun(Socket)
+        end
+    end),
+    ok = gen_tcp:controlling_process(Socket, Pid),
+    Pid ! go,
+    fake(Listener, Fun).
+
+answer_each(Socket, Reply) ->
+    case gen_tcp:recv(Socket, 0) of
+        {ok, _} ->
+            _ = gen_tcp:send(Socket, Reply),
+            answer_each(Socket, Reply);
+        {error, _} ->
+            ok
+    end.

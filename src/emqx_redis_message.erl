@@ -95,6 +95,9 @@ store_for(ClientIds, Message, Opts) ->
 %% are not there and do not count; a page is full if enough messages exist. A stored value that is no
 %% message of ours answers `{error, {undecodable, #{message_id := Id, reason := _}}}': it blocks the page
 %% until it is acknowledged, so that nothing is skipped unseen.
+%%
+%% Binaries of more than 64 bytes in the messages are parts of pieces of up to 16 KiB: of one that is kept
+%% for long, `binary:copy/1' lets the rest go.
 -spec get_messages(client_id(), non_neg_integer(), non_neg_integer()) -> {ok, [message()]} | error().
 get_messages(ClientId, Offset, Limit) -> call(get(ClientId, Offset, Limit)).
 

@@ -123,7 +123,8 @@ decoded(Result) ->
 
 decode_messages([{Id, Stored} | Rest], Decoded) ->
     case emqx_redis_codec:decode(Stored) of
-        {ok, Message} -> decode_messages(Rest, [Message | Decoded]);
+        {ok, Message} when is_map(Message) -> decode_messages(Rest, [Message | Decoded]);
+        {ok, _} -> {error, {undecodable, #{reason => not_a_map, message_id => Id}}};
         {error, Reason} -> {error, {undecodable, #{reason => Reason, message_id => Id}}}
     end;
 decode_messages([], Decoded) ->

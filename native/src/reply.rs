@@ -2,11 +2,12 @@
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
+use bytes::Bytes;
 use emqx_redis_core::error::Error;
 use emqx_redis_core::request::{Answer, Responder};
 use emqx_redis_core::resp::Frame;
 use rustler::env::SavedTerm;
-use rustler::{Encoder, Env, LocalPid, OwnedEnv, Term};
+use rustler::{Binary, Encoder, Env, LocalPid, NewBinary, OwnedEnv, Term};
 
 use crate::codec::{self, DecodeError};
 use crate::error_term::{binary, encode_error};
@@ -139,20 +140,17 @@ fn encode_answer<'a>(env: Env<'a>, answer: &Answer, stored: Stored) -> Result<Te
     let value = match answer {
         Answer::Ok => return Ok(atoms::ok().to_term(env)),
         Answer::Count(count) => count.encode(env),
-        Answer::Term(bytes) => decode(env, bytes, None, stored)?,
-        Answer::Messages(messages) => {
-            let terms: Result<Vec<Term<'a>>, Undone> = messages
-                .iter()
-                .map(|(id, value)| {
-                    let term = decode(env, value, Some(id), stored)?;
-                    Ok(match stored {
-                        Stored::Term => term,
-                        Stored::Bytes => (binary(env, id), term).encode(env),
-                    })
-                })
-                .collect();
-            terms?.encode(env)
-        }
+        Answer::Term(bytes) => decode(env, bytes, stored)?,
+        Answer::Messages(messages) => match stored {
+            Stored::Term => decode_messages(env, messages)?.encode(env),
+            Stored::Bytes => {
+                let pairs: Vec<Term<'a>> = messages
+                    .iter()
+                    .map(|(id, value)| (binary(env, id), binary(env, value)).encode(env))
+                    .collect();
+                pairs.encode(env)
+            }
+        },
         Answer::Binaries(all) => binaries(env, all),
         Answer::Dropped(ids) => map(env, &[(atoms::dropped(), binaries(env, ids))]),
         Answer::DroppedByClient(clients) => {
@@ -164,7 +162,7 @@ fn encode_answer<'a>(env: Env<'a>, answer: &Answer, stored: Stored) -> Result<Te
         }
         Answer::Claimed(epoch, session) => {
             let session = match session {
-                Some(bytes) => decode(env, bytes, None, stored)?,
+                Some(bytes) => decode(env, bytes, stored)?,
                 None => atoms::undefined().to_term(env),
             };
             let epoch = epoch.encode(env);
@@ -195,25 +193,77 @@ fn encode_answer<'a>(env: Env<'a>, answer: &Answer, stored: Stored) -> Result<Te
     Ok((atoms::ok(), value).encode(env))
 }
 
-fn decode<'a>(
-    env: Env<'a>,
-    bytes: &[u8],
-    message_id: Option<&[u8]>,
-    stored: Stored,
-) -> Result<Term<'a>, Undone> {
+fn decode<'a>(env: Env<'a>, bytes: &[u8], stored: Stored) -> Result<Term<'a>, Undone> {
     match stored {
-        Stored::Term => codec::decode(env, bytes).map_err(|error| undone(error, message_id)),
+        Stored::Term => codec::decode(env, bytes).map_err(|error| undone(error, None)),
         Stored::Bytes => Ok(binary(env, bytes)),
     }
+}
+
+/// Messages are copied into the VM in pieces of about that many bytes, of which their binaries are
+/// parts: one allocation for many. A binary that is kept keeps no more than its piece.
+const PIECE: usize = 16 * 1024;
+
+fn decode_messages<'a>(env: Env<'a>, messages: &[(Bytes, Bytes)]) -> Result<Vec<Term<'a>>, Undone> {
+    let mut terms = Vec::with_capacity(messages.len());
+    let mut rest = messages;
+    while !rest.is_empty() {
+        let mut size = 0;
+        let count = rest
+            .iter()
+            .take_while(|(_, value)| {
+                let fits = size == 0 || size + value.len() <= PIECE;
+                size += if fits { value.len() } else { 0 };
+                fits
+            })
+            .count()
+            .max(1);
+        let (piece, others) = rest.split_at(count);
+        decode_piece(env, piece, size, &mut terms)?;
+        rest = others;
+    }
+    Ok(terms)
+}
+
+fn decode_piece<'a>(
+    env: Env<'a>,
+    messages: &[(Bytes, Bytes)],
+    size: usize,
+    terms: &mut Vec<Term<'a>>,
+) -> Result<(), Undone> {
+    let mut piece = NewBinary::new(env, size);
+    let mut end = 0;
+    for (_, value) in messages {
+        piece[end..end + value.len()].copy_from_slice(value);
+        end += value.len();
+    }
+    let piece = Binary::from(piece);
+    let mut begin = 0;
+    for (id, value) in messages {
+        let range = begin..begin + value.len();
+        begin = range.end;
+        let term = codec::decode_part(env, piece, range);
+        let term = term.map_err(|error| undone(error, Some(id)))?;
+        // A message is a map; another value is not one of ours, even if it can be decoded.
+        if !term.is_map() {
+            return Err(undecodable("not_a_map", Some(id)));
+        }
+        terms.push(term);
+    }
+    Ok(())
 }
 
 fn undone(error: DecodeError, message_id: Option<&[u8]>) -> Undone {
     if error == DecodeError::NeedsScheduler {
         return Undone::NeedsScheduler;
     }
+    undecodable(error.name(), message_id)
+}
+
+fn undecodable(reason: &str, message_id: Option<&[u8]>) -> Undone {
     Undone::Failed(Error::Undecodable {
         message_id: message_id.map(<[u8]>::to_vec),
-        reason: error.name().to_owned(),
+        reason: reason.to_owned(),
     })
 }
 

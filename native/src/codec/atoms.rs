@@ -10,6 +10,7 @@ use super::external::External;
 use rustler::sys::ErlNifTerm;
 use rustler::{Env, Term};
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -88,7 +89,44 @@ fn make_beyond_ascii<'a>(env: Env<'a>, name: &str) -> Result<Term<'a>, DecodeErr
     }
 }
 
+/// Maps of one kind name the same few atoms over and over; the VM's own table is behind a lock.
+const REMEMBERED: usize = 256;
+
+/// A name and the atom of it.
+type Named = (Box<[u8]>, Option<ErlNifTerm>);
+
+thread_local! {
+    /// The atoms last asked for, each at the place of its name's hash. The VM never frees an atom.
+    static ATOMS: RefCell<Vec<Named>> = const { RefCell::new(Vec::new()) };
+}
+
+fn place(name: &[u8]) -> usize {
+    let hash = name.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash >> 32) as usize % REMEMBERED
+}
+
 fn make_latin1<'a>(env: Env<'a>, name: &[u8]) -> Result<Term<'a>, DecodeError> {
+    ATOMS.with_borrow_mut(|atoms| {
+        if atoms.is_empty() {
+            atoms.resize(REMEMBERED, (Box::default(), None));
+        }
+        let (known, atom) = &mut atoms[place(name)];
+        let raw = match *atom {
+            Some(raw) if **known == *name => raw,
+            _ => {
+                let raw = ask_for_latin1(env, name)?.as_c_arg();
+                (*known, *atom) = (name.into(), Some(raw));
+                raw
+            }
+        };
+        // SAFETY: atoms belong to every environment.
+        Ok(unsafe { Term::new(env, raw) })
+    })
+}
+
+fn ask_for_latin1<'a>(env: Env<'a>, name: &[u8]) -> Result<Term<'a>, DecodeError> {
     if let Some(atom) = build::existing_atom(env, name) {
         return Ok(atom);
     }

@@ -4,7 +4,7 @@
 
 use super::error::DecodeError;
 use rustler::sys::{self, ErlNifTerm};
-use rustler::{Env, Term};
+use rustler::{Binary, Env, Term};
 use std::ffi::{c_char, c_uint};
 use std::mem::MaybeUninit;
 
@@ -15,6 +15,9 @@ const UNSORTED_PAIRS: usize = 128;
 /// So many pairs of such maps are put one by one. Each leaves some hundred words of garbage behind.
 const MAX_PUTS: usize = 16 * 1024;
 
+/// The VM copies shorter binaries anyway.
+const SHARED_FROM: usize = 65;
+
 /// A term under construction: a stack, on which a container takes the place of its parts.
 pub(super) struct Builder<'a> {
     env: Env<'a>,
@@ -24,10 +27,12 @@ pub(super) struct Builder<'a> {
     keys: Vec<ErlNifTerm>,
     on_scheduler: bool,
     puts_left: usize,
+    /// What is read, where binaries may be parts of it.
+    source: Option<Binary<'a>>,
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(env: Env<'a>) -> Self {
+    pub(super) fn new(env: Env<'a>, source: Option<Binary<'a>>) -> Self {
         Self {
             env,
             terms: Vec::new(),
@@ -35,6 +40,7 @@ impl<'a> Builder<'a> {
             // SAFETY: may be asked on any thread.
             on_scheduler: unsafe { sys::enif_thread_type() } != sys::ERL_NIF_THR_UNDEFINED,
             puts_left: MAX_PUTS,
+            source,
         }
     }
 
@@ -70,6 +76,10 @@ impl<'a> Builder<'a> {
 
     #[inline]
     pub(super) fn binary(&mut self, bytes: &[u8]) {
+        if let Some(part) = self.part_of_source(bytes) {
+            self.terms.push(part);
+            return;
+        }
         let mut raw = MaybeUninit::uninit();
         // SAFETY: the VM returns room for as many bytes as were asked for, and fills in the term.
         // Where there is no memory, it ends itself.
@@ -80,6 +90,16 @@ impl<'a> Builder<'a> {
             raw.assume_init()
         };
         self.terms.push(raw);
+    }
+
+    fn part_of_source(&self, bytes: &[u8]) -> Option<ErlNifTerm> {
+        let source = self
+            .source
+            .as_ref()
+            .filter(|_| bytes.len() >= SHARED_FROM)?;
+        let offset = (bytes.as_ptr() as usize).checked_sub(source.as_ptr() as usize)?;
+        let part = source.make_subbinary(offset, bytes.len()).ok()?;
+        Some(part.to_term(self.env).as_c_arg())
     }
 
     /// A term that was made in the same environment.

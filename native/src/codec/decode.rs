@@ -6,7 +6,8 @@ use super::external::External;
 use super::reader::{Item, Reader};
 use super::{atoms, payload, EXT_IMPROPER_LIST, EXT_TUPLE, MAX_BYTES, MAX_DEPTH, MAX_KEY_DEPTH};
 use rustler::types::atom::{false_, true_, undefined};
-use rustler::{Env, Term};
+use rustler::{Binary, Env, Term};
+use std::ops::Range;
 
 /// Decodes a term, which must be the whole input.
 ///
@@ -14,12 +15,31 @@ use rustler::{Env, Term};
 /// any thread, with any kind of environment; but maps with more than some thousand pairs can be made
 /// only on a scheduler's ([`DecodeError::NeedsScheduler`]).
 pub(crate) fn decode<'a>(env: Env<'a>, bytes: &[u8]) -> Result<Term<'a>, DecodeError> {
+    decode_from(env, bytes, None)
+}
+
+/// Decodes the term that is the part `range` of `source`. Binaries of more than 64 bytes in it are
+/// parts of `source`, not copies, and keep it in memory.
+pub(crate) fn decode_part<'a>(
+    env: Env<'a>,
+    source: Binary<'a>,
+    range: Range<usize>,
+) -> Result<Term<'a>, DecodeError> {
+    let bytes = source.get(range).ok_or(DecodeError::Truncated)?;
+    decode_from(env, bytes, Some(source))
+}
+
+fn decode_from<'a>(
+    env: Env<'a>,
+    bytes: &[u8],
+    source: Option<Binary<'a>>,
+) -> Result<Term<'a>, DecodeError> {
     if bytes.len() > MAX_BYTES {
         return Err(DecodeError::TooLarge);
     }
     let mut decoder = Decoder {
         env,
-        terms: Builder::new(env),
+        terms: Builder::new(env, source),
         key_depth: 0,
     };
     let mut input = Reader::new(bytes);

@@ -51,7 +51,7 @@ pub(crate) use self::error::{DecodeError, EncodeError};
 #[cfg(not(test))]
 pub(crate) use self::{
     atoms::{atoms_left, make_atom},
-    decode::decode,
+    decode::{decode, decode_part},
     encode::encode,
 };
 

@@ -111,7 +111,7 @@ pub(crate) fn done() -> Step {
 
 fn is_foreign(text: &[u8]) -> bool {
     let has = |word: &[u8]| text.windows(word.len()).any(|window| window == word);
-    has(b"WRONGTYPE") || has(b"not an integer") || has(b"would overflow")
+    has(b"WRONGTYPE") || has(b"not an integer")
 }
 
 /// An error within a script stands in a longer text; before Redis 7 without the code in front.

@@ -22,8 +22,8 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Names behind `prefix`, which may be empty. Two deployments that share one Redis need prefixes of which
-    /// neither begins with the other.
+    /// Names behind `prefix`, which may be empty. Which prefixes can share one Redis:
+    /// `docs/configuration.md`, key_prefix.
     pub fn new(prefix: impl Into<Vec<u8>>) -> Self {
         Keys {
             prefix: prefix.into(),

@@ -3,10 +3,12 @@
 mod ack;
 mod page;
 mod store;
+mod store_for;
 
 pub use ack::{AckMessages, DeleteMessages};
 pub use page::GetMessages;
-pub use store::{Limit, Message, OnFull, StoreMessageFor, StoreMessages};
+pub use store::{Limit, Message, OnFull, StoreMessages};
+pub use store_for::StoreMessageFor;
 
 use crate::context::Context;
 use crate::outcome::TypedKeys;

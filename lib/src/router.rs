@@ -161,7 +161,7 @@ impl Operation for MatchRoutes {
     }
 }
 
-/// Lists every filter that has a route, in the order in which they were first added.
+/// Lists every filter that has a route, in the order in which nodes were last added to them.
 #[derive(Default)]
 pub struct Topics {
     found: Vec<Bytes>,

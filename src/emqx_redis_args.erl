@@ -25,6 +25,7 @@
 }.
 
 -define(MAX_TTL, 4294967295).
+-define(MAX_BATCH, 10000).
 %% Epochs are compared by Lua, whose integers are exact up to there.
 -define(MAX_EPOCH, 9007199254740991).
 
@@ -42,6 +43,7 @@ message_id(Position, _) -> bad(Position, "message id: not a binary").
 
 -spec binaries(pos_integer(), [binary()]) -> [binary()].
 binaries(Position, List) ->
+    check_length(Position, List),
     case is_list(List) andalso is_binaries(List) of
         true -> List;
         false -> bad(Position, "not a list of binaries")
@@ -88,9 +90,9 @@ message(Position, _) ->
     bad(Position, "message: not a map").
 
 -spec messages(pos_integer(), [map()]) -> [{binary(), integer() | undefined, map()}].
-messages(Position, [Message | Rest]) -> [message(Position, Message) | messages(Position, Rest)];
-messages(_Position, []) -> [];
-messages(Position, _) -> bad(Position, "not a list of messages").
+messages(Position, Messages) ->
+    check_length(Position, Messages),
+    [message(Position, Message) || Message <- Messages].
 
 first_of([Key | Keys], Map) ->
     case Map of
@@ -114,9 +116,18 @@ command(Position, _) ->
     bad(Position, "command: not a list with at least a name").
 
 -spec commands(pos_integer(), [[iodata() | atom() | number()]]) -> [[binary()]].
-commands(Position, [Command | Rest]) -> [command(Position, Command) | commands(Position, Rest)];
-commands(_Position, []) -> [];
-commands(Position, _) -> bad(Position, "not a list of commands").
+commands(Position, Commands) ->
+    check_length(Position, Commands),
+    [command(Position, Command) || Command <- Commands].
+
+%% What Redis does in one go holds everybody else up.
+check_length(Position, List) ->
+    try length(List) of
+        Length when Length =< ?MAX_BATCH -> ok;
+        _ -> bad(Position, "a list of more than 10,000 elements")
+    catch
+        error:badarg -> bad(Position, "not a list")
+    end.
 
 word(Word) when is_binary(Word) -> Word;
 word(Word) when is_list(Word) -> iolist_to_binary(Word);

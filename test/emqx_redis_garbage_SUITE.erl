@@ -15,6 +15,7 @@ all() ->
         a_member_of_the_expiry_index_that_is_none_of_ours,
         a_foreign_queue_holds_up_no_other_client,
         a_foreign_set_of_a_wildcard_filter,
+        a_trie_that_is_none_of_ours,
         an_epoch_that_can_not_be_raised,
         a_page_is_full_after_keys_were_deleted_by_hand
     ].
@@ -53,11 +54,34 @@ a_foreign_set_of_a_wildcard_filter(Config) ->
     <<"OK">> = ?STORAGE:cli(Config, ["SET", "trie:a/+", "foreign"]),
     {error, {partial, Text}} = match_routes(<<"a/b">>),
     {match, _} = re:run(Text, "trie:a/\\+"),
-    {ok, [{<<"a/b">>, n2}]} = match_routes(<<"a/b">>),
-    %% Nodes that add their routes again have them back.
-    ok = add_route(<<"a/+">>, n1),
+    %% What the set held is put back.
     {ok, Routes} = match_routes(<<"a/b">>),
     [{<<"a/+">>, n1}, {<<"a/b">>, n2}] = lists:sort(Routes).
+
+%% Whatever stands in the way of the trie, or within it, no route is lost.
+a_trie_that_is_none_of_ours(Config) ->
+    Filters = [<<"f/", (integer_to_binary(N))/binary, "/+">> || N <- lists:seq(1, 450)],
+    [ok = add_route(Filter, n1) || Filter <- Filters],
+    ok = add_route(<<"$share/g/f/1/+">>, n2),
+    Plants = [
+        ["SET", "trie", "foreign"],
+        ["HSET", "trie", "root", "garbage"],
+        ["HSET", "trie", "next", "garbage"]
+    ],
+    [a_trie_with(Config, Plant, Filters) || Plant <- Plants].
+
+a_trie_with(Config, Plant, Filters) ->
+    _ = ?STORAGE:cli(Config, Plant),
+    {error, {partial, _}} = add_route(<<"new/", (list_to_binary(lists:last(Plant)))/binary, "/+">>, n1),
+    ok = add_route(<<"new/+">>, n1),
+    {ok, [{<<"new/+">>, n1}]} = match_routes(<<"new/x">>),
+    {ok, Shared} = match_routes(<<"f/1/x">>),
+    [{<<"$share/g/f/1/+">>, n2}, {<<"f/1/+">>, n1}] = lists:sort(Shared),
+    [
+        {ok, [{Filter, n1}]} = match_routes(binary:replace(Filter, <<"+">>, <<"x">>))
+     || Filter <- tl(Filters)
+    ],
+    ok = emqx_redis_router:delete_route(<<"new/+">>, n1).
 
 an_epoch_that_can_not_be_raised(Config) ->
     ok = save_session(<<"c">>, session),

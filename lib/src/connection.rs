@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::config::{self, Server};
 use crate::context::Context;
 use crate::error::Why;
-use crate::internal::KEPT_MS;
+use crate::repair::KEPT_MS;
 use crate::resp::{Commands, Frame, Scanner};
 use crate::scripts::{self, Script};
 use crate::server::ServerReport;

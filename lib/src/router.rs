@@ -16,7 +16,12 @@ use crate::topic::{parse_filter, validate_name, TopicError};
 /// Filters listed in one step.
 const TOPICS_STEP: u64 = 5000;
 
-fn encode(context: &Context, commands: &mut Commands<'_>, script: Script, call: &ScriptCall) {
+pub(crate) fn encode(
+    context: &Context,
+    commands: &mut Commands<'_>,
+    script: Script,
+    call: &ScriptCall,
+) {
     let keys: Vec<&[u8]> = call.keys.iter().map(Vec::as_slice).collect();
     let out = scripts::call(context, commands, script, &keys, call.args.len());
     for argument in &call.args {
@@ -36,6 +41,24 @@ fn typed_keys(keys: &Keys, filter: &[u8]) -> TypedKeys {
         typed.push((keys.trie_routes(filter.real.as_bytes()), "set"));
     }
     typed
+}
+
+/// What a script of the route table answered, or how to go on after its error. A trie that holds what no
+/// script wrote is moved away as a whole.
+fn table_reply(context: &Context, filter: &[u8], replies: Vec<Frame>) -> Result<Frame, Step> {
+    let error = replies.last().and_then(Frame::error);
+    let text = String::from_utf8_lossy(error.unwrap_or_default()).into_owned();
+    let is_damaged =
+        text.contains("trie is damaged") || text.contains("hash value is not an integer");
+    script_reply(replies, || {
+        let mut keys = typed_keys(&context.keys, filter);
+        if is_damaged {
+            let trie = context.keys.trie();
+            keys.retain(|(key, _)| *key != trie);
+            keys.push((trie, "none"));
+        }
+        keys
+    })
 }
 
 /// Adds or deletes a route.
@@ -94,7 +117,7 @@ impl Operation for ChangeRoute {
     }
 
     fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        match script_reply(replies, || typed_keys(&context.keys, &self.filter)) {
+        match table_reply(context, &self.filter, replies) {
             Ok(Frame::Integer(_)) => done(),
             Ok(_) => Step::Done(Err(Error::unexpected_reply("change_route"))),
             Err(step) => step,
@@ -137,7 +160,7 @@ impl Operation for MatchRoutes {
     }
 
     fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        let reply = match script_reply(replies, || typed_keys(&context.keys, &self.name)) {
+        let reply = match table_reply(context, &self.name, replies) {
             Ok(reply) => strings(reply),
             Err(step) => return step,
         };

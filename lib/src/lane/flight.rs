@@ -11,8 +11,9 @@ use super::holds::Holds;
 use super::wire::Wire;
 use crate::context::Context;
 use crate::error::{Error, Why};
-use crate::internal::{Heartbeat, LoadScripts, Repair};
+use crate::internal::{Heartbeat, LoadScripts};
 use crate::metrics::Counter;
+use crate::repair::Repair;
 use crate::request::{Operation, Request, Step};
 use crate::resp::{Commands, Frame};
 

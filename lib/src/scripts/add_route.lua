@@ -36,6 +36,7 @@ if #KEYS > 2 then
   local value = redis.call('HGET', trie, field)
   if value then
     id, literals, marks = string.match(value, '^(%d+) (%d+) (%d)$')
+    if not id then return redis.error_reply('WRONGTYPE trie is damaged') end
   end
   for level in string.gmatch(real .. '/', '([^/]*)/') do
     if level == '#' then
@@ -47,6 +48,7 @@ if #KEYS > 2 then
       if value then
         field = id .. '/' .. level
         id, literals, marks = string.match(value, '^(%d+) (%d+) (%d)$')
+        if not id then return redis.error_reply('WRONGTYPE trie is damaged') end
       else
         new_levels[1] = level
       end

@@ -21,7 +21,8 @@ local known = redis.call('SISMEMBER', KEYS[1], node)
 local last_node = redis.call('SCARD', KEYS[1]) == known
 redis.call('ZSCORE', KEYS[2], filter)
 
--- Takes the end of a real filter out of the trie, and the trie nodes that nothing else needs.
+-- Takes the end of a real filter out of the trie, and the trie nodes that nothing else needs. True where
+-- the trie holds something else.
 local function prune(trie, real)
   local value = redis.call('HGET', trie, 'root')
   if not value then
@@ -29,6 +30,7 @@ local function prune(trie, real)
   end
   local fields, levels, ids, literals, marks = {'root'}, {}, {}, {}, {}
   ids[1], literals[1], marks[1] = string.match(value, '^(%d+) (%d+) (%d)$')
+  if not ids[1] then return true end
   local depth, mark = 1, 1
   for level in string.gmatch(real .. '/', '([^/]*)/') do
     if level == '#' then
@@ -42,6 +44,7 @@ local function prune(trie, real)
       depth = depth + 1
       fields[depth], levels[depth] = field, level
       ids[depth], literals[depth], marks[depth] = string.match(value, '^(%d+) (%d+) (%d)$')
+      if not ids[depth] then return true end
     end
   end
 
@@ -73,7 +76,7 @@ if #KEYS > 2 then
   local member, real = ARGV[3], ARGV[4]
   redis.call('ZSCORE', wildcards, member)
   if redis.call('SCARD', routes) == redis.call('SISMEMBER', routes, member) then
-    prune(trie, real)
+    if prune(trie, real) then return redis.error_reply('WRONGTYPE trie is damaged') end
   end
   redis.call('SREM', routes, member)
   redis.call('ZREM', wildcards, member)

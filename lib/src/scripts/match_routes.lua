@@ -66,6 +66,7 @@ while top > 0 do
   top = top - 1
   while value do
     local id, literals, marks = string.match(value, '^(%d+) (%d+) (%d)$')
+    if not id then return redis.error_reply('WRONGTYPE trie is damaged') end
     if not start then
       if bit.band(marks, 1) ~= 0 then
         collect(plus, #name, '')

@@ -1,0 +1,154 @@
+//! What follows when an operation meets a foreign value at one of its keys: such values are moved out of
+//! the way, so that the operation works when it is tried again, and what the routes' trie lost with
+//! that is put back.
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::metrics::{Counter, OperationKind};
+use crate::outcome::{strings, TypedKeys};
+use crate::request::{Affinity, Operation, Step};
+use crate::resp::{Commands, Frame};
+use crate::route_scripts;
+use crate::router;
+use crate::scripts::{self, Script};
+use crate::topic::parse_filter;
+
+/// How long a value that was moved is kept.
+pub(crate) const KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
+/// Routes put back in one step.
+const ROUTES_STEP: usize = 200;
+
+/// The last steps of an operation that failed; they end with its error.
+pub(crate) struct Repair {
+    kind: OperationKind,
+    affinity: Vec<u64>,
+    keys: TypedKeys,
+    error: Error,
+    phase: Phase,
+}
+
+enum Phase {
+    Quarantine,
+    /// Ask which routes the trie must hold.
+    ReadRoutes,
+    /// Add them again: that repairs whatever key of theirs went missing.
+    AddRoutes(Vec<(Vec<u8>, Vec<u8>)>),
+}
+
+impl Repair {
+    pub(crate) fn new(
+        kind: OperationKind,
+        affinity: Vec<u64>,
+        keys: TypedKeys,
+        error: Error,
+    ) -> Self {
+        Repair {
+            kind,
+            affinity,
+            keys,
+            error,
+            phase: Phase::Quarantine,
+        }
+    }
+
+    fn done(&self) -> Step {
+        Step::Done(Err(self.error.clone()))
+    }
+
+    fn decode_quarantine(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        let moved = match replies.into_iter().next() {
+            Some(Frame::Error(text)) => {
+                tracing::error!(error = %String::from_utf8_lossy(&text), "a foreign value could not be moved");
+                return self.done();
+            }
+            Some(reply) => strings(reply).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let count = moved.len() as u64;
+        context.metrics.add(Counter::Quarantined, count);
+        for key in &moved {
+            tracing::warn!(key = %key.escape_ascii(), "a foreign value stood at this key; it was moved to `foreign:…` for a week");
+        }
+        let (trie, parts) = (context.keys.trie(), context.keys.trie_routes(b""));
+        if moved
+            .iter()
+            .any(|key| **key == *trie || key.starts_with(&parts))
+        {
+            self.phase = Phase::ReadRoutes;
+            return Step::Again;
+        }
+        self.done()
+    }
+
+    fn decode_routes(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        let members = replies.into_iter().next().and_then(strings);
+        let routes = members.unwrap_or_default();
+        let routes = routes.iter().filter_map(|member| {
+            let (filter, node) = context.keys.split_wildcard_member(member)?;
+            parse_filter(filter).ok()?;
+            Some((filter.to_vec(), node.to_vec()))
+        });
+        self.phase = Phase::AddRoutes(routes.collect());
+        Step::Again
+    }
+}
+
+impl Operation for Repair {
+    fn kind(&self) -> OperationKind {
+        self.kind
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::Many(&self.affinity)
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        match &self.phase {
+            Phase::Quarantine => {
+                let keys: Vec<&[u8]> = self.keys.iter().map(|(key, _)| key.as_slice()).collect();
+                let arguments = 2 + keys.len();
+                let out = scripts::call(context, commands, Script::Quarantine, &keys, arguments);
+                out.arg(context.keys.prefix()).int(KEPT_MS);
+                for (_, kind) in &self.keys {
+                    out.arg(kind.as_bytes());
+                }
+            }
+            Phase::ReadRoutes => {
+                commands.command(&[b"ZRANGE", &context.keys.wildcards(), b"0", b"-1"]);
+            }
+            Phase::AddRoutes(routes) => {
+                let now = (context.clock.now_micros() / 1000).max(0) as u64;
+                for (filter, node) in routes.iter().rev().take(ROUTES_STEP) {
+                    if let Ok(filter) = parse_filter(filter) {
+                        let call = route_scripts::add_route(&context.keys, &filter, node, now);
+                        router::encode(context, commands, Script::AddRoute, &call);
+                    }
+                }
+            }
+        }
+    }
+
+    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
+        if replies.iter().any(scripts::is_unknown) {
+            return Step::LoadScripts;
+        }
+        match &mut self.phase {
+            Phase::Quarantine => self.decode_quarantine(context, replies),
+            Phase::ReadRoutes => self.decode_routes(context, replies),
+            Phase::AddRoutes(routes) => {
+                if let Some(text) = replies.iter().find_map(Frame::error) {
+                    tracing::error!(error = %String::from_utf8_lossy(text), "a route could not be put back");
+                }
+                routes.truncate(routes.len().saturating_sub(ROUTES_STEP));
+                match routes.is_empty() {
+                    true => self.done(),
+                    false => Step::Again,
+                }
+            }
+        }
+    }
+
+    fn size(&self) -> usize {
+        0
+    }
+}

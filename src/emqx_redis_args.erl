@@ -102,6 +102,8 @@ first_of([], _) ->
 
 %% A command for Redis as a list of binaries.
 -spec command(pos_integer(), [iodata() | atom() | number()]) -> [binary()].
+command(Position, [Name | _]) when is_number(Name) ->
+    bad(Position, "command: its name is a number; a string is no list of words");
 command(Position, [_ | _] = Words) ->
     try
         [word(Word) || Word <- Words]

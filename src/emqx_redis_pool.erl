@@ -13,12 +13,20 @@
 %% Starts the storage outside the application, linked to the caller, with the application's
 %% configuration. It connects in the background. `ignore' where `enable' is false.
 -spec start_link() -> {ok, pid()} | ignore | {error, term()}.
-start_link() -> emqx_redis_server:start_link().
+start_link() -> start_validated(emqx_redis_storage:config_source()).
 
 %% The same with a configuration of its own: a map with the keys of the section `redis' (`redis_type' is
 %% taken for `type'), or with all sections. `{error, {invalid_config, Errors}}' names every fault.
 -spec start_link(map()) -> {ok, pid()} | ignore | {error, term()}.
-start_link(Config) -> emqx_redis_server:start_link({pool, emqx_redis_args:config(1, Config)}).
+start_link(Config) -> start_validated({pool, emqx_redis_args:config(1, Config)}).
+
+%% A process that ends as it starts would take its caller, whom it is linked to, along.
+start_validated(Source) ->
+    ok = emqx_redis_storage_app:load_library(),
+    case emqx_redis_nif:validate(Source) of
+        {ok, _} -> emqx_redis_server:start_link(Source);
+        {error, _} = Error -> Error
+    end.
 
 %% Stops what `start_link' started. What waits is answered `{error, stopped}'.
 -spec stop() -> ok.

@@ -5,7 +5,7 @@
 %% was stopped. So a caller only waits; there is nothing to flush.
 -module(emqx_redis_request).
 
--export([call/2, async/2]).
+-export([call/2, async/2, submit/3]).
 -export([receive_response/2, check_response/2, cancel/1]).
 
 -export_type([operation/0, request_id/0, result/0]).
@@ -23,7 +23,7 @@
 -spec call(operation(), timeout() | undefined) -> result().
 call(Operation, Timeout) ->
     Ref = make_ref(),
-    case submit(Ref, Timeout, Operation) of
+    case ?MODULE:submit(Ref, Timeout, Operation) of
         Number when is_integer(Number) ->
             receive
                 {emqx_redis_reply, Ref, Result} -> decoded(Result)
@@ -36,7 +36,7 @@ call(Operation, Timeout) ->
 -spec async(operation(), timeout() | undefined) -> request_id().
 async(Operation, Timeout) ->
     Ref = make_ref(),
-    case submit(Ref, Timeout, Operation) of
+    case ?MODULE:submit(Ref, Timeout, Operation) of
         Number when is_integer(Number) ->
             {emqx_redis_request, Ref, Number};
         {error, _} = Error ->
@@ -44,6 +44,10 @@ async(Operation, Timeout) ->
             {emqx_redis_request, Ref, none}
     end.
 
+%% Called as if from another module: the compiler would follow the reference into a local function,
+%% and make it forget where in the mailbox the `receive' may begin.
+-spec submit(reference(), timeout() | undefined, operation()) ->
+    non_neg_integer() | {error, term()}.
 submit(Ref, Timeout, Operation) ->
     %% A storage that was stopped has unloaded the library; to load it here again would keep whoever
     %% upgrades it from doing so.
@@ -119,7 +123,8 @@ decoded(Result) ->
 
 decode_messages([{Id, Stored} | Rest], Decoded) ->
     case emqx_redis_codec:decode(Stored) of
-        {ok, Message} -> decode_messages(Rest, [Message | Decoded]);
+        {ok, Message} when is_map(Message) -> decode_messages(Rest, [Message | Decoded]);
+        {ok, _} -> {error, {undecodable, #{reason => not_a_map, message_id => Id}}};
         {error, Reason} -> {error, {undecodable, #{reason => Reason, message_id => Id}}}
     end;
 decode_messages([], Decoded) ->

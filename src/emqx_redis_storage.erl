@@ -97,15 +97,36 @@ start_with(Source) ->
         {ok, _} ->
             %% Within a fun, so that no listing of the environment shows a password.
             _ = application:load(?MODULE),
+            Previous = application:get_env(?MODULE, started_with),
             application:set_env(?MODULE, started_with, fun() -> Source end),
-            start_validated(Source);
+            Started =
+                try
+                    start_validated(Source)
+                catch
+                    %% Somebody else stops it meanwhile.
+                    exit:_ -> {error, stopped}
+                end,
+            %% An owner that is started anew must not take what was refused.
+            Started =:= ok orelse restore(Previous),
+            Started;
         {error, _} = Error ->
             Error
     end.
 
+restore({ok, Previous}) -> application:set_env(?MODULE, started_with, Previous);
+restore(undefined) -> application:unset_env(?MODULE, started_with).
+
 start_validated(Source) ->
     case {whereis(emqx_redis_server), is_running()} of
-        {undefined, _} ->
+        {undefined, true} ->
+            %% It was started with `enable = false', or its owner is being started anew.
+            case supervisor:restart_child(emqx_redis_storage_sup, emqx_redis_server) of
+                {ok, _} -> ok;
+                {error, running} -> emqx_redis_server:reconfigure(Source);
+                {error, restarting} -> ok;
+                {error, _} = Error -> Error
+            end;
+        {undefined, false} ->
             case application:ensure_all_started(?MODULE) of
                 {ok, _} -> ok;
                 {error, {_App, Reason}} -> {error, Reason}

@@ -20,6 +20,8 @@ all() ->
         calls_after_the_stop,
         in_embedded_mode,
         outside_the_application,
+        disabled_and_enabled,
+        started_and_stopped_by_many,
         a_killed_owner_is_replaced,
         a_killed_owner_outside_the_application,
         starting_is_swift_though_redis_is_away,
@@ -232,7 +234,8 @@ in_embedded_mode(Config) ->
     ),
     Port = open_port({spawn_executable, os:find_executable("erl")}, [
         {args, [
-            "-mode", "embedded", "-noinput", "-kernel", "logger_level", "error", "-pa", filename:dirname(code:which(emqx_redis_nif)), "-eval", Code
+            "-mode", "embedded", "-noinput", "-kernel", "logger_level", "error",
+            "-pa", filename:dirname(code:which(emqx_redis_nif)), "-eval", Code
         ]},
         exit_status,
         stderr_to_stdout,
@@ -273,13 +276,47 @@ outside_the_application(Config) ->
     ],
     ok = emqx_redis_pool:stop(),
     ?HELPERS:wait_until(fun() -> ?HELPERS:thread_count() =< Threads + 2 end),
-    process_flag(trap_exit, true),
-    ?assertMatch({error, {invalid_config, [_ | _]}}, invalid(emqx_redis_pool:start_link(#{servers => 7}))),
-    _ = ?HELPERS:flush(),
-    process_flag(trap_exit, false).
+    ?assertMatch({error, {invalid_config, [_ | _]}}, emqx_redis_pool:start_link(#{servers => 7})).
 
-invalid({error, {shutdown, Reason}}) -> {error, Reason};
-invalid(Result) -> Result.
+disabled_and_enabled(Config) ->
+    Redis = ?SERVER:config(server(Config)),
+    ok = emqx_redis_storage:start(Redis#{enable => false}),
+    ?assertEqual({error, stopped}, emqx_redis_session:load_session(<<"c">>)),
+    ok = emqx_redis_storage:start(Redis),
+    await_connected(),
+    ok = emqx_redis_session:save_session(<<"c">>, x).
+
+%% Whoever comes second is told so, or finds it running; nobody crashes.
+started_and_stopped_by_many(Config) ->
+    Redis = ?SERVER:config(server(Config)),
+    Started = [
+        spawn_monitor(fun() ->
+            [
+                begin
+                    case rand:uniform(2) of
+                        1 -> is_result(emqx_redis_storage:start(Redis));
+                        2 -> is_result(emqx_redis_storage:stop())
+                    end,
+                    is_result(emqx_redis_session:save_session(<<"c">>, x)),
+                    #{} = emqx_redis_storage:status()
+                end
+             || _ <- lists:seq(1, 30)
+            ]
+        end)
+     || _ <- lists:seq(1, 6)
+    ],
+    [
+        receive
+            {'DOWN', Monitor, process, Pid, Reason} -> ?assertEqual(normal, Reason)
+        end
+     || {Pid, Monitor} <- Started
+    ],
+    ok = emqx_redis_storage:start(Redis),
+    await_connected(),
+    ok = emqx_redis_session:save_session(<<"c">>, x).
+
+is_result(ok) -> ok;
+is_result({error, _}) -> ok.
 
 a_killed_owner_is_replaced(Config) ->
     ok = start(Config),
@@ -329,7 +366,9 @@ starting_is_swift_though_redis_is_away(_Config) ->
             {StopMicros, ok} = timer:tc(fun() -> emqx_redis_storage:stop() end),
             ?assert(StopMicros < 3000000, {Servers, StopMicros})
         end
-     || Servers <- [<<"unix:///nowhere/redis.sock">>, <<"127.0.0.1:1">>, <<"192.0.2.1:6379">>, <<"nobody.invalid:1">>]
+     || Servers <- [
+            <<"unix:///nowhere/redis.sock">>, <<"127.0.0.1:1">>, <<"192.0.2.1:6379">>, <<"nobody.invalid:1">>
+        ]
     ].
 
 %%--------------------------------------------------------------------
@@ -376,11 +415,14 @@ what_can_not_change_is_refused(Config) ->
     ok = start(Config),
     await_connected(),
     Before = emqx_redis_storage:config(),
-    ?assertMatch(
-        {error, _}, emqx_redis_storage:start(maps:put(key_prefix, <<"other:">>, ?SERVER:config(server(Config))))
-    ),
+    Other = maps:put(key_prefix, <<"other:">>, ?SERVER:config(server(Config))),
+    ?assertMatch({error, _}, emqx_redis_storage:start(Other)),
     ?assertEqual(Before, emqx_redis_storage:config()),
-    ok = emqx_redis_session:save_session(<<"c">>, x).
+    ok = emqx_redis_session:save_session(<<"c">>, x),
+    %% Nor does an owner take it that is started anew.
+    replace_owner(),
+    ?assertEqual(Before, emqx_redis_storage:config()),
+    ok = emqx_redis_session:save_session(<<"c">>, y).
 
 an_invalid_change_changes_nothing(Config) ->
     ok = start(Config),
@@ -390,9 +432,9 @@ an_invalid_change_changes_nothing(Config) ->
     ?assertEqual(Before, emqx_redis_storage:config()),
     ok = emqx_redis_session:save_session(<<"c">>, x),
     %% What is applied when the owner is started anew is what was valid.
-    exit(whereis(emqx_redis_server), kill),
-    ?HELPERS:wait_until(fun() -> emqx_redis_session:save_session(<<"c">>, y) =:= ok end),
-    ?assertEqual(Before, emqx_redis_storage:config()).
+    replace_owner(),
+    ?assertEqual(Before, emqx_redis_storage:config()),
+    ok = emqx_redis_session:save_session(<<"c">>, y).
 
 %%--------------------------------------------------------------------
 %% Logs and secrets
@@ -404,7 +446,7 @@ events_arrive_in_logger(Config) ->
         await_connected(),
         ok = ?SERVER:kill(server(Config)),
         ?HELPERS:wait_until(fun() ->
-            lists:any(fun(Text) -> string:find(Text, "no connection to Redis") =/= nomatch end, texts(logged()))
+            was_logged("no connection to Redis")
         end),
         Events = logged(),
         ?assertMatch([_ | _], [
@@ -426,33 +468,21 @@ a_flood_of_events_is_limited(Config) ->
         await_connected(),
         [
             begin
-                [
-                    <<"OK">> = emqx_redis_test_client:command(C, ["SET", <<"session:c", N/binary>>, "foreign"])
-                 || C <- [connection(Config)], I <- lists:seq(1, 500), N <- [integer_to_binary(I)]
-                ],
-                Ids = [
-                    emqx_redis_session:save_session_async(<<"c", (integer_to_binary(I))/binary>>, x)
-                 || I <- lists:seq(1, 500)
-                ],
+                Clients = [<<"c", (integer_to_binary(I))/binary>> || I <- lists:seq(1, 500)],
+                Plant = [["SET", [<<"session:">>, Client], "foreign"] || Client <- Clients],
+                Connection = ?SERVER:connect(server(Config)),
+                _ = emqx_redis_test_client:pipeline(Connection, Plant),
+                ok = emqx_redis_test_client:close(Connection),
+                Ids = [emqx_redis_session:save_session_async(Client, x) || Client <- Clients],
                 [{reply, {error, {partial, _}}} = emqx_redis_storage:receive_response(Id, 5000) || Id <- Ids]
             end
          || _ <- [1, 2]
         ],
         ?HELPERS:wait_until(fun() ->
-            lists:any(fun(Text) -> string:find(Text, "suppressed") =/= nomatch end, texts(logged()))
+            was_logged("suppressed")
         end),
         ?assert(length(logged()) < 300, length(logged()))
     end).
-
-connection(Config) ->
-    case get(connection) of
-        undefined ->
-            Connection = ?SERVER:connect(server(Config)),
-            put(connection, Connection),
-            Connection;
-        Connection ->
-            Connection
-    end.
 
 no_password_is_seen(Config) ->
     with_log(fun() ->
@@ -510,12 +540,26 @@ log(Event, _Config) ->
 logged() ->
     [Event || {_, Event} <- ets:tab2list(log_collector)].
 
+was_logged(Text) ->
+    lists:any(fun(Line) -> string:find(Line, Text) =/= nomatch end, texts(logged())).
+
 texts(Events) ->
     [unicode:characters_to_binary(logger_formatter:format(Event, #{})) || Event <- Events].
 
 %%--------------------------------------------------------------------
 %% Internal
 %%--------------------------------------------------------------------
+
+%% Kills the owner and waits until its successor has an engine that is connected.
+replace_owner() ->
+    Owner = whereis(emqx_redis_server),
+    exit(Owner, kill),
+    ?HELPERS:wait_until(fun() ->
+        New = whereis(emqx_redis_server),
+        is_pid(New) andalso New =/= Owner
+    end),
+    running = sys:get_state(emqx_redis_server),
+    await_connected().
 
 secret() -> <<"s3cr3t-pa55word">>.
 

@@ -147,7 +147,10 @@ nothing_leaks(Model, Config) ->
 
 burst() ->
     oneof([
-        {oneof([sync, async]), ?LET(Client, client(), resize(6, list(operation(Client))))},
+        {sync, ?LET(Client, client(), resize(6, list(operation(Client, limits()))))},
+        %% A queue either has a limit or not, as long as its operations are not waited for.
+        {async, ?LET(Client, client(), resize(6, list(operation(Client, limit_of(range(1, 4))))))},
+        {async, ?LET(Client, client(), resize(6, list(operation(Client, #{}))))},
         {oneof([sync, async]), [global()]}
     ]).
 
@@ -158,14 +161,14 @@ global() ->
         {store_message_for, [resize(5, list(client())), message(), limits()]}
     ]).
 
-operation(Client) ->
+operation(Client, Limits) ->
     frequency([
         {3, {save_session, [Client, resize(5, value()), fencing(ttl())]}},
         {2, {load_session, [Client]}},
         {1, {delete_session, [Client, fencing(#{})]}},
         {1, {claim_session, [Client, #{}]}},
-        {5, {store_message, [Client, message(), ttl(limits())]}},
-        {3, {store_messages, [Client, resize(5, list(message())), ttl(limits())]}},
+        {5, {store_message, [Client, message(), ttl(Limits)]}},
+        {3, {store_messages, [Client, resize(5, list(message())), ttl(Limits)]}},
         {4, {get_messages, [Client, offset(), limit()]}},
         {2, {ack_message, [Client, id(), fencing(#{})]}},
         {1, {ack_messages, [Client, resize(4, list(id())), fencing(#{})]}},
@@ -195,8 +198,11 @@ fencing(Opts) ->
     ).
 
 limits() ->
+    limit_of(oneof([none, range(1, 4)])).
+
+limit_of(Most) ->
     Policy = oneof([none, drop_oldest, reject]),
-    ?LET({Most, OnFull}, {oneof([none, range(1, 4)]), Policy}, with(max_queue, Most, with(on_full, OnFull, #{}))).
+    ?LET({N, OnFull}, {Most, Policy}, with(max_queue, N, with(on_full, OnFull, #{}))).
 
 with(_Key, none, Opts) -> Opts;
 with(Key, Value, Opts) -> Opts#{Key => Value}.

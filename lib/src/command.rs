@@ -34,6 +34,8 @@ const NOT_ALLOWED: &[&[u8]] = &[
     b"SYNC",
     b"UNSUBSCRIBE",
     b"UNWATCH",
+    b"WAIT",
+    b"WAITAOF",
     b"WATCH",
 ];
 
@@ -93,7 +95,8 @@ fn allowed(command: &Command) -> Result<(), Error> {
         && command
             .iter()
             .any(|word| word.eq_ignore_ascii_case(b"BLOCK"));
-    let silences = name == b"CLIENT" && matches!(&second[..], b"REPLY" | b"TRACKING" | b"NO-TOUCH");
+    let silences =
+        name == b"CLIENT" && matches!(&second[..], b"REPLY" | b"TRACKING" | b"NO-TOUCH" | b"PAUSE");
     if name.is_empty() || NOT_ALLOWED.contains(&&name[..]) || blocks || silences {
         let name = String::from_utf8_lossy(&name).into_owned();
         return Err(Error::NotAllowed(match blocks || silences {

@@ -77,9 +77,13 @@ const OPERATIONS: usize = OperationKind::ALL.len();
 /// Four buckets for each doubling, from 1 µs to over an hour.
 const BUCKETS: usize = 128;
 
+/// A counter on a cache line of its own: schedulers and the engine's thread count at the same time.
+#[repr(align(64))]
+struct Padded(AtomicU64);
+
 /// The statistics of a running storage.
 pub struct Metrics {
-    counters: [AtomicU64; COUNTERS],
+    counters: [Padded; COUNTERS],
     latencies: Vec<[AtomicU64; BUCKETS]>,
 }
 
@@ -92,7 +96,7 @@ impl std::fmt::Debug for Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Metrics {
-            counters: std::array::from_fn(|_| AtomicU64::new(0)),
+            counters: std::array::from_fn(|_| Padded(AtomicU64::new(0))),
             latencies: (0..OPERATIONS)
                 .map(|_| std::array::from_fn(|_| AtomicU64::new(0)))
                 .collect(),
@@ -116,12 +120,12 @@ pub struct Latency {
 impl Metrics {
     /// Adds to a counter.
     pub fn add(&self, counter: Counter, amount: u64) {
-        self.counters[counter as usize].fetch_add(amount, Relaxed);
+        self.counters[counter as usize].0.fetch_add(amount, Relaxed);
     }
 
     /// Reads a counter.
     pub fn get(&self, counter: Counter) -> u64 {
-        self.counters[counter as usize].load(Relaxed)
+        self.counters[counter as usize].0.load(Relaxed)
     }
 
     /// Counts an answer.

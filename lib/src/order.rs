@@ -1,6 +1,7 @@
 //! The order of messages within one millisecond.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Mutex;
 
 /// A double at today's milliseconds since 1970 has room for 2^11 places within each, until 2109.
@@ -29,7 +30,32 @@ struct Generations {
 }
 
 /// How many messages each client has had at each millisecond.
-type Places = HashMap<(u64, i64), u32>;
+type Places = HashMap<(u64, i64), u32, BuildHasherDefault<Mixer>>;
+
+/// Mixes a hash of a client and a time. The client's is a good hash already, and who finds clients that
+/// collide gains nothing but slower places for them.
+#[derive(Debug, Default)]
+struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes
+            .iter()
+            .for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(23) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write_i64(&mut self, value: i64) {
+        self.write_u64(value as u64);
+    }
+}
 
 impl Sequencer {
     /// The next place for this client at this millisecond, or at the first later one that has room:

@@ -22,7 +22,7 @@ macro_rules! scripts {
 
 scripts! {
     SaveSession = ["fence", "save_session"];
-    ClaimSession = ["claim_session"];
+    ClaimSession = ["fence", "claim_session"];
     DeleteSession = ["fence", "delete_session"];
     ListSessions = ["expire_sessions", "list_sessions"];
     SweepSessions = ["expire_sessions", "sweep_sessions"];

@@ -243,7 +243,12 @@ fn decode_piece<'a>(
         let range = begin..begin + value.len();
         begin = range.end;
         let term = codec::decode_part(env, piece, range);
-        terms.push(term.map_err(|error| undone(error, Some(id)))?);
+        let term = term.map_err(|error| undone(error, Some(id)))?;
+        // A message is a map; another value is not one of ours, even if it can be decoded.
+        if !term.is_map() {
+            return Err(undecodable("not_a_map", Some(id)));
+        }
+        terms.push(term);
     }
     Ok(())
 }
@@ -252,9 +257,13 @@ fn undone(error: DecodeError, message_id: Option<&[u8]>) -> Undone {
     if error == DecodeError::NeedsScheduler {
         return Undone::NeedsScheduler;
     }
+    undecodable(error.name(), message_id)
+}
+
+fn undecodable(reason: &str, message_id: Option<&[u8]>) -> Undone {
     Undone::Failed(Error::Undecodable {
         message_id: message_id.map(<[u8]>::to_vec),
-        reason: error.name().to_owned(),
+        reason: reason.to_owned(),
     })
 }
 

@@ -238,17 +238,42 @@ impl Flight {
         if !entry.holds {
             entry.holds = true;
             self.hold(&entry);
+            self.read_again_behind(&entry);
         }
         self.insert_in_order(entry);
+    }
+
+    /// An operation needs a second step although most of its kind do not: what was sent behind it on the
+    /// same thing and reads it in steps has begun too early, and begins anew.
+    fn read_again_behind(&mut self, first: &Entry) {
+        let things = first.request.operation.affinity().each().to_vec();
+        self.send_again(|operation| {
+            let its = operation.affinity();
+            operation.is_stepwise() && its.each().iter().any(|it| things.contains(it))
+        });
     }
 
     /// The server has forgotten the scripts: an operation was not done, but what was sent behind it and
     /// needs no script was, or will be. All of it is done once more, in order; every operation may be
     /// repeated as long as none came between. What is sent from here on is behind `LoadScripts`.
     fn send_followers_again(&mut self) {
-        for sent in &mut self.sent {
-            sent.again = !sent.entry.request.operation.affinity().each().is_empty();
+        self.send_again(|operation| !operation.affinity().each().is_empty());
+    }
+
+    /// Has operations that are sent sent once more when their replies are in. From now on they hold what
+    /// they are on, so that nothing that is not sent yet comes between.
+    fn send_again(&mut self, which: impl Fn(&dyn Operation) -> bool) {
+        let mut sent = std::mem::take(&mut self.sent);
+        for sent in &mut sent {
+            if which(sent.entry.request.operation.as_ref()) {
+                sent.again = true;
+                if !sent.entry.holds {
+                    sent.entry.holds = true;
+                    self.hold(&sent.entry);
+                }
+            }
         }
+        self.sent = sent;
     }
 
     fn insert_in_order(&mut self, entry: Entry) {

@@ -1,0 +1,174 @@
+%% Values of others at our keys: a documented error, then everything works again, and nothing is lost.
+-module(emqx_redis_foreign_SUITE).
+
+-compile([export_all, nowarn_export_all]).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-define(STORAGE, emqx_redis_test_storage).
+-define(C, <<"c:1">>).
+
+suite() ->
+    [{timetrap, {minutes, 1}}].
+
+all() ->
+    [
+        a_value_of_another_type_is_moved_away,
+        garbage_where_an_epoch_should_be,
+        garbage_where_a_session_should_be,
+        garbage_where_a_message_should_be,
+        a_message_of_another_type,
+        one_client_does_not_harm_the_others
+    ].
+
+init_per_suite(Config) -> ?STORAGE:start(Config).
+
+end_per_suite(Config) -> ?STORAGE:stop(Config).
+
+init_per_testcase(_Case, Config) -> ?STORAGE:reset(Config).
+
+end_per_testcase(_Case, _Config) ->
+    [] = emqx_redis_test_helpers:stray_messages(20),
+    ok.
+
+%% Whatever operation meets it first.
+a_value_of_another_type_is_moved_away(Config) ->
+    Save = fun() -> emqx_redis_session:save_session(?C, 1) end,
+    Load = fun() -> emqx_redis_session:load_session(?C) end,
+    Delete = fun() -> emqx_redis_session:delete_session(?C) end,
+    Claim = fun() -> emqx_redis_session:claim_session(?C, #{}) end,
+    List = fun() -> emqx_redis_session:list_sessions(10, 0) end,
+    Count = fun() -> emqx_redis_session:count_sessions() end,
+    M = #{id => <<"m">>},
+    Store = fun() -> emqx_redis_message:store_message(?C, M) end,
+    Limited = fun() -> emqx_redis_message:store_message(?C, M, #{max_queue => 1}) end,
+    Get = fun() -> emqx_redis_message:get_messages(?C, 0, 10) end,
+    Ack = fun() -> emqx_redis_message:ack_message(?C, <<"m">>) end,
+    Clear = fun() -> emqx_redis_message:delete_messages(?C) end,
+    Filter = <<"a/+">>,
+    Add = fun() -> emqx_redis_router:add_route(Filter, node()) end,
+    Remove = fun() -> emqx_redis_router:delete_route(Filter, node()) end,
+    Match = fun() -> emqx_redis_router:match_routes(<<"a/b">>) end,
+    Topics = fun() -> emqx_redis_router:topics() end,
+    Cases = [
+        {<<"session:c:1">>, [Save, Load, Claim]},
+        {<<"epoch:c:1">>, [Save, Delete, Claim, Ack, Clear]},
+        {<<"sync:sessions">>, [Save, Delete, List]},
+        {<<"expiry:sessions">>, [Save, Delete, List, Count]},
+        {<<"msgq:c:1">>, [Store, Limited, Get, Ack, Clear]},
+        {<<"sync:messages">>, [Store, Limited, Ack]},
+        {<<"expiry:messages">>, [Store, Limited, Get, Ack]},
+        {<<"route:a/+">>, [Add, Remove]},
+        {<<"sync:routes">>, [Add, Remove, Topics]},
+        {<<"route:wildcards">>, [Add, Remove]},
+        {<<"trie">>, [Add, Match]},
+        {<<"trie:a/+">>, [Add, Remove]}
+    ],
+    [
+        begin
+            ?STORAGE:reset(Config),
+            1 = ?STORAGE:cli(Config, ["LPUSH", Key, "theirs"]),
+            Case = {Key, N},
+            First = Operation(),
+            %% The sweeper may have come first.
+            ?assertMatch({true, _}, {is_partial(First) orelse moved(Config) =/= [], Case}),
+            Again = Operation(),
+            Works = lists:member(Again, [ok, {error, not_found}]) orelse element(1, Again) =:= ok,
+            ?assertEqual({true, Case}, {Works, Case}),
+            [Moved] = moved(Config),
+            ?assertEqual([<<"theirs">>], ?STORAGE:cli(Config, ["LRANGE", Moved, 0, -1])),
+            ?assert(?STORAGE:cli(Config, ["TTL", Moved]) > 6 * 86400)
+        end
+     || {Key, Operations} <- Cases,
+        {N, Operation} <- lists:zip(lists:seq(1, length(Operations)), Operations)
+    ].
+
+garbage_where_an_epoch_should_be(Config) ->
+    [
+        begin
+            ?STORAGE:reset(Config),
+            <<"OK">> = ?STORAGE:cli(Config, ["SET", "epoch:c:1", Garbage]),
+            ?assertMatch({error, {partial, _}}, Operation(), Garbage),
+            ?assertEqual(1, length(moved(Config))),
+            ?assertMatch({ok, #{epoch := 1}}, emqx_redis_session:claim_session(?C, #{}))
+        end
+     || Garbage <- [<<"abc">>, <<>>, <<"1.5">>, <<"-3">>, <<" 7">>, <<"99999999999999999999">>, <<0, 255>>],
+        Operation <- [
+            fun() -> emqx_redis_session:save_session(?C, 1) end,
+            fun() -> emqx_redis_session:save_session(?C, 1, #{epoch => 1}) end,
+            fun() -> emqx_redis_session:claim_session(?C, #{}) end,
+            fun() -> emqx_redis_message:ack_message(?C, <<"m">>, #{epoch => 1}) end
+        ]
+    ].
+
+garbage_where_a_session_should_be(Config) ->
+    %% A hash without our field is no session.
+    1 = ?STORAGE:cli(Config, ["HSET", "session:c:1", "other", "1"]),
+    ?assertEqual({error, not_found}, emqx_redis_session:load_session(?C)),
+    [
+        begin
+            _ = ?STORAGE:cli(Config, ["HSET", "session:c:1", "data", Garbage]),
+            Load = emqx_redis_session:load_session(?C),
+            ?assertMatch({error, {undecodable, #{reason := _}}}, Load, Garbage),
+            Claim = emqx_redis_session:claim_session(?C, #{}),
+            ?assertMatch({error, {undecodable, #{reason := _}}}, Claim, Garbage)
+        end
+     || Garbage <- [
+            <<>>, <<"garbage">>, <<16#c1>>, <<16#dd, -1:32>>, <<16#91>>, binary:copy(<<16#91>>, 100000)
+        ]
+    ],
+    %% It can be taken over all the same.
+    Epoch = binary_to_integer(?STORAGE:cli(Config, ["GET", "epoch:c:1"])),
+    ok = emqx_redis_session:save_session(?C, new, #{epoch => Epoch}),
+    ?assertEqual({ok, new}, emqx_redis_session:load_session(?C)).
+
+garbage_where_a_message_should_be(Config) ->
+    [
+        begin
+            [ok = emqx_redis_message:store_message(?C, #{id => <<N>>}) || N <- [1, 2, 3]],
+            <<"OK">> = ?STORAGE:cli(Config, ["SET", <<"msg:c%3A1:", 2>>, Garbage]),
+            Bad = emqx_redis_message:get_messages(?C, 0, 10),
+            ?assertMatch({error, {undecodable, #{message_id := <<2>>, reason := _}}}, Bad, Garbage),
+            ?assertEqual({ok, [#{id => <<1>>}]}, emqx_redis_message:get_messages(?C, 0, 1)),
+            ok = emqx_redis_message:ack_message(?C, <<2>>),
+            ?assertEqual({ok, [#{id => <<1>>}, #{id => <<3>>}]}, emqx_redis_message:get_messages(?C, 0, 10))
+        end
+     || Garbage <- [<<>>, <<"garbage">>, <<16#c1>>, <<42>>, <<16#93, 1, 2, 3>>]
+    ].
+
+a_message_of_another_type(Config) ->
+    [ok = emqx_redis_message:store_message(?C, #{id => <<N>>}) || N <- [1, 2, 3]],
+    Key = <<"msg:c%3A1:", 2>>,
+    1 = ?STORAGE:cli(Config, ["DEL", Key]),
+    1 = ?STORAGE:cli(Config, ["LPUSH", Key, "theirs"]),
+    ?assertMatch({error, {partial, _}}, emqx_redis_message:get_messages(?C, 0, 10)),
+    ?assertEqual({ok, [#{id => <<1>>}, #{id => <<3>>}]}, emqx_redis_message:get_messages(?C, 0, 10)),
+    [Moved] = moved(Config),
+    ?assertEqual([<<"theirs">>], ?STORAGE:cli(Config, ["LRANGE", Moved, 0, -1])).
+
+one_client_does_not_harm_the_others(Config) ->
+    <<"OK">> = ?STORAGE:cli(Config, ["SET", "msgq:bad", "theirs"]),
+    M = #{id => <<"m">>},
+    [
+        begin
+            ?assertMatch(
+                {error, {partial, [{<<"bad">>, {partial, _}}]}},
+                emqx_redis_message:store_message_for([<<"a">>, <<"bad">>, <<"z">>], M, Opts)
+            ),
+            ?assertEqual({ok, [M]}, emqx_redis_message:get_messages(<<"a">>, 0, 10)),
+            ?assertEqual({ok, [M]}, emqx_redis_message:get_messages(<<"z">>, 0, 10)),
+            ?assertEqual(ok, emqx_redis_message:store_message_for([<<"a">>, <<"bad">>, <<"z">>], M, Opts)),
+            ?assertEqual({ok, [M]}, emqx_redis_message:get_messages(<<"bad">>, 0, 10)),
+            1 = ?STORAGE:cli(Config, ["DEL", "msgq:bad"]),
+            <<"OK">> = ?STORAGE:cli(Config, ["SET", "msgq:bad", "theirs"])
+        end
+     || Opts <- [#{}, #{max_queue => 3}]
+    ].
+
+%% Internal
+
+is_partial({error, {partial, Text}}) -> is_binary(Text);
+is_partial(_) -> false.
+
+moved(Config) ->
+    [Key || Key = <<"foreign:", _/binary>> <- ?STORAGE:keys(Config)].

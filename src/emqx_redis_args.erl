@@ -186,9 +186,10 @@ expected(durability) -> "this version knows none only".
 
 -spec bad(pos_integer(), unicode:chardata()) -> no_return().
 bad(Position, Text) ->
-    Cause = #{Position => unicode:characters_to_binary(Text)},
-    erlang:error(badarg, none, [{error_info, #{module => ?MODULE, cause => Cause}}]).
+    %% Under the key of an argument's position it would be shown only where this function has so many.
+    Cause = unicode:characters_to_binary(["argument ", integer_to_list(Position), ": ", Text]),
+    erlang:error(badarg, none, [{error_info, #{module => ?MODULE, cause => #{general => Cause}}}]).
 
--spec format_error(term(), [tuple()]) -> #{pos_integer() => unicode:chardata()}.
+-spec format_error(term(), [tuple()]) -> #{general => unicode:chardata()}.
 format_error(_Reason, [{_Module, _Function, _Args, Info} | _]) ->
     maps:get(cause, proplists:get_value(error_info, Info, #{}), #{}).

@@ -196,6 +196,8 @@ config_source() ->
     end.
 
 env_source() ->
+    %% `sys.config' and the command line count only once the application is loaded.
+    _ = application:load(?MODULE),
     case application:get_env(?MODULE, config_file) of
         {ok, File} ->
             {file, unicode:characters_to_binary(File)};

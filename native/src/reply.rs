@@ -14,7 +14,7 @@ use crate::error_term::{binary, encode_error};
 use crate::{atoms, codec::make_atom};
 
 /// An answer of more bytes is built beside the engine's thread, which others wait for.
-const LARGE: usize = 64 * 1024;
+const LARGE: usize = 8 * 1024;
 
 /// The process that waits for `{emqx_redis_reply, Ref, Result}`.
 pub(crate) struct Caller {

@@ -15,7 +15,7 @@ pub(crate) enum Control {
     Reconfigure(Box<Config>),
 }
 
-/// What became of a request that was left.
+/// What happens to a request that is left.
 enum Mode {
     Open,
     /// Redis has been away for too long.

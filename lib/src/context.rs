@@ -8,6 +8,7 @@ use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::order::Sequencer;
 use crate::scripts::Names;
+use crate::slots::SlotOwners;
 
 /// The settings, the clock and the counters of a running storage.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// The scripts' names.
     pub scripts: Names,
+    /// Who owns which slot of a cluster.
+    pub slots: SlotOwners,
     session_ttl: AtomicU64,
     message_ttl: AtomicU64,
     message_index: std::sync::atomic::AtomicBool,
@@ -44,6 +47,7 @@ impl Context {
             sequencer: Sequencer::default(),
             metrics: Metrics::default(),
             scripts: Names::default(),
+            slots: SlotOwners::default(),
             session_ttl: AtomicU64::new(0),
             message_ttl: AtomicU64::new(0),
             message_index: true.into(),

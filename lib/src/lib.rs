@@ -27,5 +27,6 @@ pub mod router;
 pub mod scripts;
 pub mod server;
 pub mod session;
+pub mod slots;
 mod sweeper;
 pub mod topic;

@@ -35,6 +35,39 @@ pub trait Operation: Send {
 
     /// About how many bytes of memory the operation holds.
     fn size(&self) -> usize;
+
+    /// The hash slot of the current step's keys in a cluster; `None` where any master will do. Asked
+    /// for each step, and in a cluster alone.
+    fn slot(&self, _context: &Context) -> Option<u16> {
+        None
+    }
+
+    /// Whether it changes data, so that a level of durability applies to it.
+    fn is_write(&self) -> bool {
+        false
+    }
+
+    /// Whether the current step may be sent once more where nobody knows if it was done.
+    fn may_repeat(&self) -> bool {
+        true
+    }
+
+    /// Whether [`Operation::decode`] itself deals with `MOVED`, `ASK` and their like. They are handled
+    /// for all others, whose step is one atomic unit in one slot.
+    fn takes_redirects(&self) -> bool {
+        false
+    }
+
+    /// The parts that are to be done apart, side by side, in a cluster; each on its own slot.
+    /// [`Operation::join`] is then given their results.
+    fn split(&mut self, _context: &Context) -> Option<Vec<Box<dyn Operation>>> {
+        None
+    }
+
+    /// Puts the results of all parts together, in the order of the parts.
+    fn join(&mut self, _results: Vec<Result<Answer, Error>>) -> Result<Answer, Error> {
+        Err(Error::unexpected_reply("join"))
+    }
 }
 
 /// The hash of a client id or a topic filter. Two that collide only wait for each other.

@@ -45,10 +45,28 @@ pub enum Error {
         /// What follows it.
         text: String,
     },
+    /// The write was done, but did not reach as many copies as its level of durability asks for.
+    NotDurable(Reached),
+    /// The server can't do what the request's level of durability asks for.
+    Unsupported(String),
     /// The connection's own state can't be changed through a pool that callers share.
     NotAllowed(String),
     /// A defect of this library.
     Internal(String),
+}
+
+/// How many copies a write is known to have reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// So many replicas (`WAIT`).
+    Replicas(u32),
+    /// The append-only files of the server itself (0 or 1) and of so many replicas (`WAITAOF`).
+    Aof {
+        /// The server itself.
+        local: u32,
+        /// Replicas.
+        replicas: u32,
+    },
 }
 
 /// What is wrong with the connection.
@@ -74,6 +92,12 @@ pub enum Why {
     Loading,
     /// The server refuses more clients.
     TooManyClients,
+    /// The server is no master, though it should be: a fail-over is under way.
+    NotMaster,
+    /// No sentinel knows a master of this name.
+    UnknownMaster(String),
+    /// The cluster does not serve the slot.
+    ClusterDown(String),
     /// The server answered the set-up with another error.
     Server(String),
     /// The bytes received are not RESP.
@@ -118,6 +142,9 @@ impl fmt::Display for Why {
             Why::NoPermission(text) => write!(f, "permission denied: {text}"),
             Why::Loading => f.write_str("the server is loading its data"),
             Why::TooManyClients => f.write_str("the server refuses more clients"),
+            Why::NotMaster => f.write_str("the server is not the master"),
+            Why::UnknownMaster(name) => write!(f, "no sentinel knows a master named {name}"),
+            Why::ClusterDown(text) => write!(f, "the cluster is down: {text}"),
             Why::Server(text) => write!(f, "the server answered: {text}"),
             Why::Protocol(text) => write!(f, "not RESP: {text}"),
             Why::Io(text) => f.write_str(text),

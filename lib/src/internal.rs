@@ -1,19 +1,14 @@
 //! Operations of the engine itself.
 
-use std::time::Instant;
-
-use crate::connection::time_reply;
 use crate::context::Context;
 use crate::metrics::OperationKind;
 use crate::request::{Affinity, Answer, Operation, Step};
 use crate::resp::{Commands, Frame};
 use crate::scripts;
 
-/// Tries the connection, and measures the server's clock.
-#[derive(Debug, Default)]
-pub(crate) struct Heartbeat {
-    sent: Option<Instant>,
-}
+/// Tries the connection, and asks for the server's time, which the dispatcher reads.
+#[derive(Debug)]
+pub(crate) struct Heartbeat;
 
 impl Operation for Heartbeat {
     fn kind(&self) -> OperationKind {
@@ -25,15 +20,38 @@ impl Operation for Heartbeat {
     }
 
     fn encode(&mut self, _: &Context, commands: &mut Commands<'_>) {
-        self.sent = Some(Instant::now());
         commands.command(&[b"TIME"]);
     }
 
-    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        let micros = replies.first().and_then(time_reply);
-        if let (Some(micros), Some(sent)) = (micros, self.sent) {
-            context.clock.measure(micros, sent, Instant::now());
-        }
+    fn decode(&mut self, _: &Context, _: Vec<Frame>) -> Step {
+        Step::Done(Ok(Answer::Ok))
+    }
+
+    fn size(&self) -> usize {
+        0
+    }
+}
+
+/// Closes a lost connection at the server, which may still have bytes of it to read.
+#[derive(Debug)]
+pub(crate) struct KillClient(pub(crate) i64);
+
+impl Operation for KillClient {
+    fn kind(&self) -> OperationKind {
+        OperationKind::Internal
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::None
+    }
+
+    fn encode(&mut self, _: &Context, commands: &mut Commands<'_>) {
+        let id = self.0.to_string();
+        commands.command(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]);
+    }
+
+    /// An error says that it is closed already, or that the user may not: then it was said at the start.
+    fn decode(&mut self, _: &Context, _: Vec<Frame>) -> Step {
         Step::Done(Ok(Answer::Ok))
     }
 

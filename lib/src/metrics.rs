@@ -27,6 +27,7 @@ table! {
         Answered = "answered", "Requests answered, whatever the answer";
         Sent = "sent", "Requests whose bytes were handed to a connection, each step counted";
         Retried = "retried", "Steps sent again: a script was unknown, or the bytes had not left";
+        Redirected = "redirected", "Steps that a server did not do: sent elsewhere, or again later";
         TimedOut = "timed_out", "Requests answered {error, timeout}";
         Overloaded = "refused_overloaded", "Requests refused for want of room";
         Unavailable = "refused_unavailable", "Requests answered {error, {unavailable, _}}";

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::config::Durability;
 use crate::context::Context;
 use crate::error::Error;
 use crate::metrics::{Counter, OperationKind};
@@ -151,6 +152,10 @@ pub trait Responder: Send {
 pub struct Request {
     /// Numbers requests in the order in which they were submitted, from 1 on; 0 comes first.
     pub(crate) id: u64,
+    /// Numbers the parts of one request from 1 on; 0 is a whole one.
+    pub(crate) part: u32,
+    /// How safe a write must be before it is answered; `None` for what the configuration says.
+    pub(crate) durability: Option<Durability>,
     pub(crate) operation: Box<dyn Operation>,
     pub(crate) deadline: Instant,
     pub(crate) submitted: Instant,
@@ -170,6 +175,8 @@ impl Request {
     ) -> Self {
         Request {
             id: 0,
+            part: 0,
+            durability: None,
             size: operation.size(),
             operation,
             deadline,
@@ -178,6 +185,12 @@ impl Request {
             responder: Some(responder),
             load: None,
         }
+    }
+
+    /// The same with a level of durability of its own.
+    pub fn with_durability(mut self, durability: Option<Durability>) -> Self {
+        self.durability = durability;
+        self
     }
 
     pub(crate) fn size(&self) -> usize {
@@ -216,8 +229,11 @@ impl Request {
             return;
         };
         self.release();
-        let kind = self.operation.kind();
-        context.metrics.finished(kind, self.submitted, &result);
+        // Of a request in parts the whole counts.
+        if self.part == 0 {
+            let kind = self.operation.kind();
+            context.metrics.finished(kind, self.submitted, &result);
+        }
         deliver(responder, result);
     }
 

@@ -1,0 +1,193 @@
+//! Durable writes: done, and answered only when enough copies of them exist.
+//!
+//! What waits goes out as one batch, and one `WAIT` or `WAITAOF` behind it serves all of it; the next batch
+//! is sent when that is answered. Redis waits for the last write of the connection that *changed*
+//! something, so that a repeated write would be confirmed unseen: each batch ends with a write that
+//! always changes something. Commands: <https://redis.io/docs/latest/commands/wait/>,
+//! <https://redis.io/docs/latest/commands/waitaof/>.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Durability;
+use crate::context::Context;
+use crate::error::{Error, Reached};
+use crate::metrics::OperationKind;
+use crate::request::{Affinity, Answer, Operation, Request, Step};
+use crate::resp::{Commands, Frame};
+
+/// How long the server is asked to wait at a time. What is not confirmed by then is asked for again, with
+/// the next batch: so an unmet level does not keep what comes behind it from being written.
+const SLICE: Duration = Duration::from_millis(100);
+/// A request is told that it was not confirmed so long before its deadline.
+const MARGIN: Duration = Duration::from_millis(20);
+/// What makes a batch propagate lives for a minute.
+const MARK_TTL_MS: u64 = 60_000;
+
+/// What has been done on a connection and waits to be confirmed.
+#[derive(Default)]
+pub(super) struct Confirmation {
+    /// With the answers that they get.
+    waiting: Vec<(Request, Answer)>,
+    /// Whether the server is waiting already.
+    pub(super) is_asked: bool,
+    /// The slot of a key of the last batch, where the next mark is written in a cluster.
+    pub(super) slot: u16,
+}
+
+impl Confirmation {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// A write is done.
+    pub(super) fn add(&mut self, request: Request, answer: Answer) {
+        self.waiting.push((request, answer));
+    }
+
+    /// How long the server may wait this time.
+    pub(super) fn slice(&self, sent: impl Iterator<Item = Instant>, now: Instant) -> Duration {
+        let waiting = self.waiting.iter().map(|(request, _)| request.deadline);
+        let first = waiting.chain(sent).min().unwrap_or(now + SLICE);
+        let left = first.saturating_duration_since(now).saturating_sub(MARGIN);
+        // 0 would wait for ever.
+        left.clamp(Duration::from_millis(1), SLICE)
+    }
+
+    /// The server says how many copies there are. Writes that are not confirmed stay as long as they have
+    /// time.
+    pub(super) fn confirm(
+        &mut self,
+        context: &Context,
+        reached: Reached,
+        is_enough: bool,
+        now: Instant,
+    ) {
+        self.is_asked = false;
+        for (mut request, answer) in std::mem::take(&mut self.waiting) {
+            if is_enough {
+                request.answer(context, Ok(answer));
+            } else if request.deadline <= now + MARGIN {
+                request.answer(context, Err(Error::NotDurable(reached)));
+            } else if !request.is_answered() {
+                self.waiting.push((request, answer));
+            }
+        }
+    }
+
+    /// Answers all of it with an error.
+    pub(super) fn fail(&mut self, context: &Context, error: &Error) {
+        self.is_asked = false;
+        for (mut request, _) in self.waiting.drain(..) {
+            request.answer(context, Err(error.clone()));
+        }
+    }
+
+    /// What waits.
+    pub(super) fn requests(&mut self) -> impl Iterator<Item = &mut Request> {
+        self.waiting.iter_mut().map(|(request, _)| request)
+    }
+}
+
+/// Reads the replies to [`Confirm`]: how many copies there are, and whether that is enough.
+pub(super) fn read(level: Durability, replies: &[Frame]) -> (Reached, bool) {
+    let number = |frame: Option<&Frame>| match frame {
+        Some(Frame::Integer(number)) => u32::try_from(*number).unwrap_or(0),
+        _ => 0,
+    };
+    let is_marked = replies.first().is_some_and(|reply| reply.error().is_none());
+    match (level, replies.get(1)) {
+        (Durability::Aof { local, replicas }, Some(Frame::Array(found))) => {
+            let reached = Reached::Aof {
+                local: number(found.first()),
+                replicas: number(found.get(1)),
+            };
+            let is_enough = number(found.first()) >= local && number(found.get(1)) >= replicas;
+            (reached, is_marked && is_enough)
+        }
+        (Durability::Aof { .. }, _) => {
+            let reached = Reached::Aof {
+                local: 0,
+                replicas: 0,
+            };
+            (reached, false)
+        }
+        (Durability::Replicas(wanted), reply) => {
+            let found = number(reply);
+            (Reached::Replicas(found), is_marked && found >= wanted)
+        }
+        (Durability::None, _) => (Reached::Replicas(0), true),
+    }
+}
+
+/// Ends a batch: a write that always changes something, and the wait.
+pub(super) struct Confirm {
+    pub(super) level: Durability,
+    pub(super) slot: u16,
+    pub(super) slice: Duration,
+}
+
+impl Operation for Confirm {
+    fn kind(&self) -> OperationKind {
+        OperationKind::Internal
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::None
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        let ttl = itoa::Buffer::new().format(MARK_TTL_MS).as_bytes().to_vec();
+        let mark = context.keys.durable(self.slot);
+        commands.command(&[b"SET", &mark, b"1", b"PX", &ttl]);
+        let millis = self.slice.as_millis() as u64;
+        match self.level {
+            Durability::Aof { local, replicas } => commands
+                .begin(4)
+                .arg(b"WAITAOF")
+                .int(local)
+                .int(replicas)
+                .int(millis),
+            Durability::Replicas(replicas) => {
+                commands.begin(3).arg(b"WAIT").int(replicas).int(millis)
+            }
+            Durability::None => commands,
+        };
+    }
+
+    /// The flight itself reads the replies.
+    fn decode(&mut self, _: &Context, _: Vec<Frame>) -> Step {
+        Step::Done(Ok(Answer::Ok))
+    }
+
+    fn takes_redirects(&self) -> bool {
+        true
+    }
+
+    fn size(&self) -> usize {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_are_compared_with_the_level() {
+        let ok = Frame::Simple("OK".into());
+        let moved = Frame::Error("MOVED 1 a:1".into());
+        let two = Durability::Replicas(2);
+        let number = Frame::Integer;
+        assert_eq!(read(two, &[ok.clone(), number(2)]), (Reached::Replicas(2), true));
+        assert_eq!(read(two, &[ok.clone(), number(1)]), (Reached::Replicas(1), false));
+        // Without the mark the wait may have been for nothing.
+        assert_eq!(read(two, &[moved, number(2)]), (Reached::Replicas(2), false));
+        let aof = Durability::Aof { local: 1, replicas: 1 };
+        let reached = |local, replicas| Reached::Aof { local, replicas };
+        let found = |local, replicas| Frame::Array(vec![number(local), number(replicas)]);
+        assert_eq!(read(aof, &[ok.clone(), found(1, 1)]), (reached(1, 1), true));
+        assert_eq!(read(aof, &[ok.clone(), found(1, 0)]), (reached(1, 0), false));
+        let refused = Frame::Error("ERR unknown command".into());
+        assert_eq!(read(aof, &[ok, refused]), (reached(0, 0), false));
+    }
+}

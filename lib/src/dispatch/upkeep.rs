@@ -1,0 +1,297 @@
+//! Deadlines, cancellations and ends: what becomes of requests without their server's doing.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::entry::{Entry, Purpose};
+use super::flight::{far_away, Flight};
+use super::holds::TrackId;
+use super::track::Kind;
+use crate::context::Context;
+use crate::error::{Error, Why};
+use crate::internal::{Heartbeat, KillClient};
+use crate::metrics::Counter;
+use crate::request::Request;
+
+/// A connection that is lost must be closed at its server within that time.
+const KILL_DEADLINE: Duration = Duration::from_secs(5);
+
+impl Flight {
+    /// Answers what is past its deadline. What was sent stays until its replies are in.
+    pub(super) fn expire(&mut self, now: Instant) {
+        if now < self.next_deadline {
+            return;
+        }
+        let mut next = far_away();
+        let mut must_let_go = false;
+        let context = self.context.clone();
+        for (_, track) in self.tracks.iter_mut() {
+            for sent in &mut track.sent {
+                expire_or_note(&mut sent.entry.request, now, &mut next, &context);
+            }
+            for request in track.confirmation.requests() {
+                expire_or_note(request, now, &mut next, &context);
+            }
+            for entry in &mut track.pending {
+                if expire_or_note(&mut entry.request, now, &mut next, &context) {
+                    self.answered += 1;
+                    must_let_go |= entry.must_let_go();
+                }
+            }
+        }
+        for entry in self.holds.parked_mut() {
+            if expire_or_note(&mut entry.request, now, &mut next, &context) {
+                self.answered += 1;
+                must_let_go |= entry.must_let_go();
+            }
+        }
+        for (at, entry) in &mut self.delayed {
+            if expire_or_note(&mut entry.request, now, &mut next, &context) {
+                // Others wait for it.
+                *at = now;
+            }
+        }
+        self.tidy(must_let_go);
+        // To look through a hundred thousand requests takes a while: not over and over.
+        self.next_deadline = next.max(now + now.elapsed() * 4);
+    }
+
+    /// Answers these requests at once, unless they are answered already.
+    pub(super) fn cancel(&mut self, ids: &HashSet<u64>) {
+        let mut must_let_go = false;
+        let context = self.context.clone();
+        let mut answered = 0;
+        let mut cancel = |entry: &mut Entry| {
+            if entry.request.is_answered() {
+                return;
+            }
+            answer_cancelled(&mut entry.request, &context);
+            answered += 1;
+            must_let_go |= entry.must_let_go();
+        };
+        for id in ids {
+            for (_, track) in self.tracks.iter_mut() {
+                track.of_request(*id).for_each(&mut cancel);
+            }
+            self.holds.of_request(*id).for_each(&mut cancel);
+        }
+        self.answered += answered;
+        for (_, track) in self.tracks.iter_mut() {
+            let sent = track.sent.iter_mut().map(|sent| &mut sent.entry.request);
+            for request in sent.chain(track.confirmation.requests()) {
+                if ids.contains(&request.id) {
+                    request.began = true;
+                    answer_cancelled(request, &context);
+                }
+            }
+        }
+        for (at, entry) in &mut self.delayed {
+            if ids.contains(&entry.request.id) {
+                answer_cancelled(&mut entry.request, &context);
+                *at = Instant::now();
+            }
+        }
+        self.tidy(must_let_go);
+    }
+
+    /// What is answered and holds nothing may stay until it comes up, so that each of a hundred
+    /// thousand cancellations does not move all the rest.
+    fn tidy(&mut self, must_let_go: bool) {
+        let pending: usize = self.tracks.iter().map(|(_, it)| it.pending.len()).sum();
+        let waiting = pending + self.holds.parked();
+        if must_let_go || self.answered > 64 && self.answered * 2 > waiting {
+            self.take_answered();
+        }
+    }
+
+    /// Removes what is answered from where it waits, and lets go of what it held.
+    fn take_answered(&mut self) {
+        self.answered = 0;
+        for entry in self.holds.take_answered() {
+            self.finish(entry);
+        }
+        let is_answered = |entry: &Entry| entry.request.is_answered();
+        let ids: Vec<TrackId> = self.tracks.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            let Some(track) = self.tracks.get(id) else {
+                continue;
+            };
+            if track.pending.iter().any(is_answered) {
+                let (answered, rest): (VecDeque<_>, VecDeque<_>) =
+                    std::mem::take(&mut track.pending)
+                        .into_iter()
+                        .partition(is_answered);
+                track.pending = rest;
+                answered
+                    .into_iter()
+                    .for_each(|entry| drop(self.end(id, entry)));
+            }
+        }
+    }
+
+    /// Fails what waits for a track; what has done a step may have changed something.
+    pub(super) fn fail_pending(&mut self, id: TrackId, error: &Error) {
+        let Some(track) = self.tracks.get(id) else {
+            return;
+        };
+        for mut entry in std::mem::take(&mut track.pending) {
+            entry.request.answer(&self.context, Err(ended(&entry, error)));
+            self.end(id, entry);
+        }
+    }
+
+    /// The connection of a track is gone after `written` bytes. What begins behind them was never sent and
+    /// waits for the next connection. Of the rest nobody knows whether it was done: where
+    /// `may_repeat`, what can be repeated waits too, ahead of what came later.
+    pub(super) fn abort_sent(&mut self, id: TrackId, written: u64, why: &Why, may_repeat: bool) {
+        let Some(track) = self.tracks.get(id) else {
+            return;
+        };
+        let error = Error::Unknown(why.clone());
+        track.confirmation.fail(&self.context, &error);
+        // The next connection loads the scripts itself, and closes the lost ones.
+        track.loading_scripts = false;
+        track.heartbeat_due = false;
+        track.pending.retain(|it| it.purpose == Purpose::Caller);
+        for mut sent in std::mem::take(&mut track.sent) {
+            let left = sent.begin < written;
+            let request = &mut sent.entry.request;
+            let repeats = !left || may_repeat && request.operation.may_repeat();
+            if request.is_answered() || sent.entry.purpose != Purpose::Caller || !repeats {
+                request.answer(&self.context, Err(error.clone()));
+                self.end(id, sent.entry);
+                continue;
+            }
+            if left {
+                request.began = true;
+                sent.entry.is_doubtful = true;
+            }
+            if sent.entry.asking.take().is_some() {
+                self.must_reroute = true;
+            }
+            self.context.metrics.add(Counter::Retried, 1);
+            if let Some(track) = self.tracks.get(id) {
+                track.insert(sent.entry);
+            }
+        }
+    }
+
+    /// The lost connection can't be closed at the server: what may have been done there is not repeated.
+    pub(super) fn give_doubtful_up(&mut self, id: TrackId, why: &Why) {
+        let Some(track) = self.tracks.get(id) else {
+            return;
+        };
+        let (doubtful, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut track.pending)
+            .into_iter()
+            .partition(|entry| entry.is_doubtful);
+        track.pending = rest;
+        for mut entry in doubtful {
+            let error = Error::Unknown(why.clone());
+            entry.request.answer(&self.context, Err(error));
+            self.end(id, entry);
+        }
+    }
+
+    /// Has a lost connection closed at its server, ahead of all that is sent there from now on.
+    pub(super) fn kill(&mut self, beside: TrackId, client: i64) {
+        for id in self.tracks.beside(beside) {
+            if self.tracks.peek(id).is_some_and(|track| track.is_up) {
+                let operation = Box::new(KillClient(client));
+                self.internal(id, operation, Purpose::Kill, KILL_DEADLINE);
+            }
+        }
+    }
+
+    /// Answers everything that is left.
+    pub(super) fn stop(&mut self) {
+        let ids: Vec<TrackId> = self.tracks.iter().map(|(id, _)| id).collect();
+        for (_, mut entry) in std::mem::take(&mut self.delayed) {
+            let error = ended(&entry, &Error::Stopped);
+            entry.request.answer(&self.context, Err(error));
+            self.finish(entry);
+        }
+        // What ends lets others go on, which then end in their turn.
+        while self.holds.parked() > 0 || self.tracks.iter().any(|(_, it)| !it.pending.is_empty()) {
+            for entry in self.holds.parked_mut() {
+                let error = ended(entry, &Error::Stopped);
+                entry.request.answer(&self.context, Err(error));
+            }
+            self.take_answered();
+            for id in &ids {
+                self.fail_pending(*id, &Error::Stopped);
+            }
+        }
+    }
+
+    /// Sees to it that the server is asked for its time every `period`.
+    pub(super) fn heartbeat(
+        &mut self,
+        id: TrackId,
+        now: Instant,
+        period: Duration,
+        deadline: Duration,
+    ) {
+        let Some(track) = self.tracks.get(id) else {
+            return;
+        };
+        if track.is_up && !track.heartbeat_due && now.duration_since(track.heartbeat_sent) >= period {
+            track.heartbeat_due = true;
+            track.heartbeat_sent = now;
+            self.internal(id, Box::new(Heartbeat), Purpose::Heartbeat, deadline);
+        }
+    }
+
+    /// Whether answers are due on a track and its server has been silent for `limit`. Commands of users
+    /// may be slow: on their connection the deadline of what is waited for counts as well.
+    pub(super) fn is_hung(
+        &self,
+        id: TrackId,
+        now: Instant,
+        last_read: Instant,
+        limit: Duration,
+    ) -> bool {
+        let Some(track) = self.tracks.peek(id) else {
+            return false;
+        };
+        track.sent.front().is_some_and(|sent| {
+            let silent_since = last_read.max(sent.at);
+            now.saturating_duration_since(silent_since) >= limit
+                && (track.kind != Kind::Query || sent.entry.request.deadline <= now)
+        })
+    }
+}
+
+/// What a request that is given up is told.
+fn ended(entry: &Entry, error: &Error) -> Error {
+    match error {
+        Error::Unavailable(why) if entry.request.began => Error::Unknown(why.clone()),
+        Error::Stopped if entry.request.began => Error::Unknown(Why::Stopped),
+        _ => error.clone(),
+    }
+}
+
+fn answer_cancelled(request: &mut Request, context: &Context) {
+    let error = match request.began {
+        true => Error::Unknown(Why::Cancelled),
+        false => Error::Cancelled,
+    };
+    request.answer(context, Err(error));
+}
+
+/// True when it was answered here.
+fn expire_or_note(
+    request: &mut Request,
+    now: Instant,
+    next: &mut Instant,
+    context: &Context,
+) -> bool {
+    if request.is_answered() {
+        return false;
+    }
+    if request.deadline <= now {
+        request.answer(context, Err(Error::Timeout));
+        return true;
+    }
+    *next = (*next).min(request.deadline);
+    false
+}

@@ -1,11 +1,11 @@
 //! Validation: every key and every class of error.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use emqx_redis_core::config::{
-    Config, ConfigError, ErrorKind, Secret, Server, Topology, Ttl, Value, MASK,
+    Config, ConfigError, Durability, ErrorKind, PemFile, Secret, Server, ServerNameIndication, Ssl,
+    Topology, Ttl, Value, Verify, MASK,
 };
 
 fn map<const N: usize>(pairs: [(&str, Value); N]) -> Value {
@@ -95,10 +95,16 @@ fn nothing_set_is_the_documented_defaults() {
 #[test]
 fn every_key_is_read() {
     let ssl = map([
-        ("enable", Value::Bool(true)),
+        ("enable", Value::Bool(false)),
         ("cacertfile", text("/ca.pem")),
         ("certfile", text("/cert.pem")),
         ("keyfile", text("/key.pem")),
+        ("verify", text("verify_none")),
+        ("server_name_indication", text("redis.example.org")),
+    ]);
+    let sentinel_ssl = map([
+        ("enable", Value::Bool(true)),
+        ("server_name_indication", text("disable")),
     ]);
     let redis = map([
         ("type", text("sentinel")),
@@ -112,6 +118,9 @@ fn every_key_is_read() {
         ("request_timeout", text("1m30s")),
         ("outage_grace", Value::Int(0)),
         ("ssl", ssl),
+        ("sentinel_username", text("watcher")),
+        ("sentinel_password", text("hunter3")),
+        ("sentinel_ssl", sentinel_ssl),
     ]);
     let persistence = map([
         ("session_ttl", Value::Int(3600)),
@@ -119,6 +128,7 @@ fn every_key_is_read() {
         ("rdb_enabled", Value::Bool(false)),
         ("aof_enabled", text("false")),
         ("message_index", Value::Bool(false)),
+        ("durability", text("aof:0:2")),
     ]);
     let inner = map([
         ("enable", Value::Bool(false)),
@@ -155,10 +165,34 @@ fn every_key_is_read() {
     assert_eq!(redis.connect_timeout, Duration::from_millis(250));
     assert_eq!(redis.request_timeout, Duration::from_secs(90));
     assert_eq!(redis.outage_grace, Duration::ZERO);
-    assert!(redis.ssl.enable);
-    assert_eq!(redis.ssl.cacertfile, Some(PathBuf::from("/ca.pem")));
-    assert_eq!(redis.ssl.certfile, Some(PathBuf::from("/cert.pem")));
-    assert_eq!(redis.ssl.keyfile, Some(PathBuf::from("/key.pem")));
+    let file = |path: &str| {
+        Some(PemFile {
+            path: path.into(),
+            contents: Secret::new(""),
+        })
+    };
+    let ssl = Ssl {
+        enable: false,
+        cacertfile: file("/ca.pem"),
+        certfile: file("/cert.pem"),
+        keyfile: file("/key.pem"),
+        verify: Verify::None,
+        server_name_indication: ServerNameIndication::Name("redis.example.org".into()),
+    };
+    assert_eq!(redis.ssl, ssl);
+    assert_eq!(redis.sentinel_username.as_deref(), Some("watcher"));
+    assert_eq!(redis.sentinel_password, Some(Secret::new("hunter3")));
+    let sentinel_ssl = Ssl {
+        enable: true,
+        server_name_indication: ServerNameIndication::Disable,
+        ..Ssl::default()
+    };
+    assert_eq!(redis.sentinel_ssl, sentinel_ssl);
+    let aof = Durability::Aof {
+        local: 0,
+        replicas: 2,
+    };
+    assert_eq!(config.persistence.durability, aof);
     assert_eq!(config.persistence.session_ttl.seconds(), Some(3600));
     assert_eq!(config.persistence.message_ttl.seconds(), None);
     assert!(
@@ -199,8 +233,8 @@ fn unknown_keys_name_the_nearest_known_one() {
     );
     let beside = map([("redis_storage", map([])), ("redis", map([]))]);
     assert_error(&beside, UnknownKey, "redis", found, "one of redis_storage");
-    let ssl = redis([("ssl", map([("verify", Value::Bool(true))]))]);
-    assert_error(&ssl, UnknownKey, "redis.ssl.verify", found, "cacertfile");
+    let ssl = redis([("ssl", map([("ciphers", text("x"))]))]);
+    assert_error(&ssl, UnknownKey, "redis.ssl.ciphers", found, "cacertfile");
     assert_error(
         &map([("a\nb", Value::Null)]),
         UnknownKey,
@@ -267,6 +301,13 @@ fn wrong_types_are_refused() {
         ("username", Value::Int(7), "an integer", "in quotes"),
         ("password", Value::Int(123_456), "an integer", "in quotes"),
         (
+            "sentinel_password",
+            Value::Int(1),
+            "an integer",
+            "in quotes",
+        ),
+        ("sentinel_ssl", text("x"), "a string", "a map"),
+        (
             "connect_timeout",
             Value::Bool(false),
             "a boolean",
@@ -331,6 +372,7 @@ fn values_out_of_range_are_refused() {
         ("connect_timeout", text("61m"), "\"61m\""),
         ("connect_timeout", text("5 parsecs"), "\"5 parsecs\""),
         ("request_timeout", text("infinity"), "\"infinity\""),
+        ("sentinel_username", text("a b"), "\"a b\""),
         ("outage_grace", Value::Int(-1), "-1"),
     ] {
         assert_error(
@@ -370,6 +412,21 @@ fn values_out_of_range_are_refused() {
             "",
         );
     }
+    for (key, value) in [
+        ("verify", "verify"),
+        ("server_name_indication", "not a name"),
+        ("server_name_indication", "redis:6379"),
+    ] {
+        let found = format!("{value:?}");
+        for section in ["ssl", "sentinel_ssl"] {
+            let path = format!("redis.{section}.{key}");
+            let tree = redis([(section, map([(key, text(value))]))]);
+            assert_error(&tree, BadValue, &path, &found, "");
+        }
+    }
+    let level = map([("persistence", map([("durability", text("replicas:0"))]))]);
+    let (path, found) = ("persistence.durability", "\"replicas:0\"");
+    assert_error(&level, BadValue, path, found, "replicas:N");
     let file = redis([("ssl", map([("cacertfile", text("a\0"))]))]);
     assert_error(
         &file,
@@ -443,6 +500,31 @@ fn impossible_combinations_are_refused() {
         "no password, though there is a username",
         "password",
     );
+    let watcher = redis([("sentinel_username", text("watcher"))]);
+    assert_error(
+        &watcher,
+        Missing,
+        "redis.sentinel_password",
+        "no password, though there is a sentinel_username",
+        "password",
+    );
+    let aof = |level: &str| {
+        map([(
+            "persistence",
+            map([
+                ("aof_enabled", Value::Bool(false)),
+                ("durability", text(level)),
+            ]),
+        )])
+    };
+    assert_error(
+        &aof("aof:1:1"),
+        Conflict,
+        "persistence.durability",
+        "aof:1:1",
+        "aof_enabled",
+    );
+    assert!(Config::from_value(&aof("aof:0:1")).is_ok());
     for kind in ["cluster", "sentinel"] {
         let unix = redis([
             ("type", text(kind)),
@@ -484,6 +566,16 @@ fn harmless_combinations_are_accepted() {
         redis([("type", text("single")), ("sentinel", text("mymaster"))]),
         redis([("type", text("cluster")), ("database", Value::Int(0))]),
         redis([("password", text("x"))]),
+        redis([
+            ("sentinel_password", text("x")),
+            (
+                "sentinel_ssl",
+                map([
+                    ("enable", Value::Bool(true)),
+                    ("cacertfile", text("/nonexistent")),
+                ]),
+            ),
+        ]),
         redis([(
             "ssl",
             map([
@@ -617,7 +709,7 @@ fn passwords_come_from_files() {
     }
     for (path, why) in [
         (file("empty", b"\n"), "which is empty"),
-        (file("long", &[b'x'; 65_537]), "longer than 64 KB"),
+        (file("long", &[b'x'; 65_537]), "longer than 64KB"),
         ("/nonexistent/secret".to_owned(), "No such file"),
         ("/dev/zero".to_owned(), "not a regular file"),
     ] {
@@ -653,34 +745,4 @@ fn what_cannot_be_a_password_is_refused() {
         "file:///path",
     );
     refuse(MASK, "the mask that stands for a password", "itself");
-}
-
-#[test]
-fn only_a_single_server_without_tls_is_supported() {
-    assert_eq!(Config::default().check_supported(), Ok(()));
-    for (kind, tls, paths) in [
-        ("sentinel", false, &["redis.type"][..]),
-        ("cluster", true, &["redis.type", "redis.ssl.enable"]),
-        ("single", true, &["redis.ssl.enable"]),
-    ] {
-        let ssl = map([("enable", Value::Bool(tls))]);
-        let tree = redis([("type", text(kind)), ("sentinel", text("m")), ("ssl", ssl)]);
-        let errors = Config::from_value(&tree)
-            .unwrap()
-            .check_supported()
-            .unwrap_err();
-        assert_eq!(
-            errors
-                .iter()
-                .map(|error| error.path.as_str())
-                .collect::<Vec<_>>(),
-            paths
-        );
-        assert!(errors
-            .iter()
-            .all(|error| error.kind == ErrorKind::Unsupported));
-        assert!(errors
-            .iter()
-            .all(|error| error.expected.contains("single server without TLS")));
-    }
 }

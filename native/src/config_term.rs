@@ -48,6 +48,7 @@ fn decode_at(term: Term<'_>, depth: usize) -> Value {
             ),
             None => Value::Null,
         },
+        TermType::Tuple => decode_tuple(term),
         _ => Value::Str("a term that no configuration holds".into()),
     }
 }
@@ -70,6 +71,23 @@ fn decode_list(term: Term<'_>, depth: usize) -> Value {
                 .map(|it| decode_at(it, depth + 1))
                 .collect(),
         ),
+    }
+}
+
+/// A tuple of a word and numbers, as levels of durability are: `{aof, 1, 0}` becomes `aof:1:0`.
+fn decode_tuple(term: Term<'_>) -> Value {
+    let words: Option<Vec<String>> = rustler::types::tuple::get_tuple(term)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|element| match element.get_type() {
+            TermType::Atom => element.atom_to_string().ok(),
+            TermType::Integer => element.decode::<i64>().ok().map(|it| it.to_string()),
+            _ => None,
+        })
+        .collect();
+    match words {
+        Some(words) if (2..=3).contains(&words.len()) => Value::Str(words.join(":")),
+        _ => Value::Str("a tuple that no configuration holds".into()),
     }
 }
 

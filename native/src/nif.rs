@@ -122,7 +122,7 @@ fn read_config(source: Term<'_>) -> NifResult<Result<Config, Vec<ConfigError>>> 
         "map" => Config::from_value(&config_term::decode(value)),
         _ => return Err(rustler::Error::BadArg),
     };
-    Ok(config.and_then(|config| config.check_supported().map(|()| config)))
+    Ok(config)
 }
 
 /// `stop()`: tells the engine to answer everything and to end; `emqx_redis_stopped` follows.

@@ -18,12 +18,10 @@ pub enum ErrorKind {
     Missing,
     /// Keys that cannot stand together.
     Conflict,
-    /// A file that could not be read: the configuration itself or a password's.
+    /// A file that could not be read: the configuration itself, a password's, a certificate's.
     Unreadable,
     /// Text that is not HOCON, or HOCON that is refused.
     Syntax,
-    /// Valid, but not implemented in this version.
-    Unsupported,
 }
 
 impl ErrorKind {
@@ -38,7 +36,6 @@ impl ErrorKind {
             ErrorKind::Conflict => "conflict",
             ErrorKind::Unreadable => "unreadable",
             ErrorKind::Syntax => "syntax",
-            ErrorKind::Unsupported => "unsupported",
         }
     }
 }

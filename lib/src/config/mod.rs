@@ -3,15 +3,19 @@
 //! A HOCON file, an Erlang map and `sys.config` all become a [`Value`] tree, and
 //! [`Config::from_value`] is the only way from there. `docs/configuration.md` documents every key.
 
+mod durability;
 mod error;
 mod explain;
+mod file;
 mod hocon;
 mod password;
+pub(crate) mod pem;
 mod scan;
 mod secret;
 mod section;
 mod server;
 mod show;
+mod ssl;
 mod substitutions;
 mod suggest;
 mod text;
@@ -19,12 +23,13 @@ mod units;
 mod validate;
 mod value;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
+pub use durability::Durability;
 pub use error::{ConfigError, ErrorKind};
 pub use secret::{Secret, MASK};
 pub use server::{Server, DEFAULT_PORT};
+pub use ssl::{PemFile, ServerNameIndication, Ssl, Verify};
 pub use value::{Value, MAX_DEPTH};
 
 /// A valid configuration. Two that are equal need no change of anything that runs.
@@ -65,8 +70,15 @@ pub struct Redis {
     pub request_timeout: Duration,
     /// How long requests wait for a Redis that has gone away before they fail at once.
     pub outage_grace: Duration,
-    /// TLS.
+    /// TLS to the servers that hold the data.
     pub ssl: Ssl,
+    /// The sentinels' own user; never without a password. Unused with other topologies, as all of
+    /// the sentinels' settings are.
+    pub sentinel_username: Option<String>,
+    /// The sentinels' own password.
+    pub sentinel_password: Option<Secret>,
+    /// TLS to the sentinels.
+    pub sentinel_ssl: Ssl,
 }
 
 /// How the servers belong together: the key `redis.type`.
@@ -91,19 +103,6 @@ impl Topology {
     }
 }
 
-/// TLS: the section `redis.ssl`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Ssl {
-    /// Whether connections use TLS.
-    pub enable: bool,
-    /// Certificates of the authorities that are trusted, PEM.
-    pub cacertfile: Option<PathBuf>,
-    /// This client's certificate, PEM; never without `keyfile`.
-    pub certfile: Option<PathBuf>,
-    /// The key of that certificate, PEM; never without `certfile`.
-    pub keyfile: Option<PathBuf>,
-}
-
 /// How long data lives, and what the server is expected to persist: the section `persistence`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Persistence {
@@ -117,6 +116,8 @@ pub struct Persistence {
     pub aof_enabled: bool,
     /// Whether `sync:messages` is kept.
     pub message_index: bool,
+    /// What a write waits for that asks for no level of its own.
+    pub durability: Durability,
 }
 
 /// A time to live.
@@ -168,6 +169,9 @@ impl Default for Config {
                 request_timeout: Duration::from_secs(5),
                 outage_grace: Duration::from_secs(3),
                 ssl: Ssl::default(),
+                sentinel_username: None,
+                sentinel_password: None,
+                sentinel_ssl: Ssl::default(),
             },
             persistence: Persistence {
                 session_ttl: DAY,
@@ -175,6 +179,7 @@ impl Default for Config {
                 rdb_enabled: true,
                 aof_enabled: true,
                 message_index: true,
+                durability: Durability::None,
             },
             limits: Limits {
                 max_inflight: 100_000,

@@ -1,14 +1,14 @@
 //! Reading a password: as it stands, or from a file.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::path::Path;
 
 use super::error::ErrorKind;
+use super::file;
 use super::secret::{Secret, MASK};
 use super::section::{quote, Fault};
 use super::value::Value;
 
-/// Longer than any password, and short enough that a wrong path costs no memory.
+/// Longer than any password.
 const LONGEST_FILE: u64 = 64 * 1024;
 
 const EXPECTED: &str = "a password in quotes, or file:///path of a file that holds it";
@@ -39,7 +39,8 @@ fn from_file(path: &str) -> Result<Secret, Fault> {
             "a readable file that holds the password",
         )
     };
-    let bytes = read_file(path).map_err(|error| unreadable(&format!("cannot be read: {error}")))?;
+    let bytes = file::read(Path::new(path), LONGEST_FILE)
+        .map_err(|error| unreadable(&format!("cannot be read: {error}")))?;
     // An editor or `echo` ends the file with a newline that nobody means.
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
     let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
@@ -47,19 +48,4 @@ fn from_file(path: &str) -> Result<Secret, Fault> {
         return Err(unreadable("is empty"));
     }
     Ok(Secret::new(bytes))
-}
-
-fn read_file(path: &str) -> io::Result<Vec<u8>> {
-    // A pipe would block, a device might never end.
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?
-        .take(LONGEST_FILE + 1)
-        .read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LONGEST_FILE {
-        return Err(io::Error::other("longer than 64 KB"));
-    }
-    Ok(bytes)
 }

@@ -5,7 +5,7 @@ use std::fmt;
 /// What stands for a secret wherever a configuration is shown.
 pub const MASK: &str = "******";
 
-/// A password. `Debug` and `Display` print [`MASK`]; only [`Secret::expose`] gives the bytes, so
+/// A password or a key. `Debug` and `Display` print [`MASK`]; only [`Secret::expose`] gives the bytes, so
 /// that every place which sees them can be found by its name.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Box<[u8]>);
@@ -16,7 +16,7 @@ impl Secret {
         Secret(bytes.into().into_boxed_slice())
     }
 
-    /// The secret itself, for the AUTH command alone.
+    /// The secret itself, for AUTH and TLS alone.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }

@@ -1,17 +1,15 @@
-//! The effective configuration as a tree, and what this version supports of it.
+//! The effective configuration as a tree.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use super::error::{ConfigError, ErrorKind};
-use super::secret::MASK;
+use super::secret::{Secret, MASK};
 use super::units::{format_duration, format_size};
 use super::value::Value;
-use super::{Config, Limits, Persistence, Redis, Ssl, Topology, Ttl};
+use super::{Config, Limits, PemFile, Persistence, Redis, Ssl, Ttl};
 
 impl Config {
-    /// The effective configuration, defaults included, for status and output. The password shows
-    /// as [`MASK`]; with the password put back, [`Config::from_value`] gives this configuration.
+    /// The effective configuration, defaults included, for status and output. Passwords show as
+    /// [`MASK`]; with them put back, [`Config::from_value`] gives this configuration.
     pub fn redacted(&self) -> Value {
         map([
             ("enable", Value::Bool(self.enable)),
@@ -20,38 +18,6 @@ impl Config {
             ("persistence", persistence(&self.persistence)),
             ("limits", limits(&self.limits)),
         ])
-    }
-
-    /// Whether this version can run the configuration: a single server, without TLS.
-    ///
-    /// # Errors
-    /// One of kind [`ErrorKind::Unsupported`] for each key that asks for more.
-    pub fn check_supported(&self) -> Result<(), Vec<ConfigError>> {
-        const ONLY: &str = "this version supports a single server without TLS";
-        let unsupported = |path: &str, found: &str, expected: &str| {
-            ConfigError::new(
-                ErrorKind::Unsupported,
-                path,
-                found,
-                format!("{expected}: {ONLY}"),
-            )
-        };
-        let mut errors = Vec::new();
-        if self.redis.topology != Topology::Single {
-            errors.push(unsupported(
-                "redis.type",
-                self.redis.topology.as_str(),
-                "single",
-            ));
-        }
-        if self.redis.ssl.enable {
-            errors.push(unsupported("redis.ssl.enable", "true", "false"));
-        }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(errors)
-        }
     }
 }
 
@@ -64,24 +30,18 @@ fn redis(redis: &Redis) -> Value {
     map([
         ("type", text(redis.topology.as_str())),
         ("servers", Value::Array(servers)),
-        (
-            "sentinel",
-            text(redis.sentinel.as_deref().unwrap_or_default()),
-        ),
+        ("sentinel", optional(&redis.sentinel)),
         ("pool_size", Value::Int(redis.pool_size as i64)),
         ("database", Value::Int(redis.database.into())),
-        (
-            "username",
-            text(redis.username.as_deref().unwrap_or_default()),
-        ),
-        (
-            "password",
-            text(if redis.password.is_some() { MASK } else { "" }),
-        ),
+        ("username", optional(&redis.username)),
+        ("password", secret(&redis.password)),
         ("connect_timeout", duration(redis.connect_timeout)),
         ("request_timeout", duration(redis.request_timeout)),
         ("outage_grace", duration(redis.outage_grace)),
         ("ssl", ssl(&redis.ssl)),
+        ("sentinel_username", optional(&redis.sentinel_username)),
+        ("sentinel_password", secret(&redis.sentinel_password)),
+        ("sentinel_ssl", ssl(&redis.sentinel_ssl)),
     ])
 }
 
@@ -91,6 +51,11 @@ fn ssl(ssl: &Ssl) -> Value {
         ("cacertfile", path(&ssl.cacertfile)),
         ("certfile", path(&ssl.certfile)),
         ("keyfile", path(&ssl.keyfile)),
+        ("verify", text(ssl.verify.as_str())),
+        (
+            "server_name_indication",
+            text(ssl.server_name_indication.as_str()),
+        ),
     ])
 }
 
@@ -101,6 +66,7 @@ fn persistence(persistence: &Persistence) -> Value {
         ("rdb_enabled", Value::Bool(persistence.rdb_enabled)),
         ("aof_enabled", Value::Bool(persistence.aof_enabled)),
         ("message_index", Value::Bool(persistence.message_index)),
+        ("durability", Value::Str(persistence.durability.to_string())),
     ])
 }
 
@@ -138,11 +104,18 @@ fn ttl(ttl: Ttl) -> Value {
     }
 }
 
-fn path(path: &Option<PathBuf>) -> Value {
-    text(
-        &path
-            .as_ref()
-            .map(|path| path.display().to_string())
+fn optional(text: &Option<String>) -> Value {
+    Value::Str(text.clone().unwrap_or_default())
+}
+
+fn secret(secret: &Option<Secret>) -> Value {
+    text(if secret.is_some() { MASK } else { "" })
+}
+
+fn path(file: &Option<PemFile>) -> Value {
+    Value::Str(
+        file.as_ref()
+            .map(|file| file.path.display().to_string())
             .unwrap_or_default(),
     )
 }

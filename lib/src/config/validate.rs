@@ -7,7 +7,8 @@ use super::error::{ConfigError, ErrorKind};
 use super::section::{quote, Fault, Section};
 use super::value::Value;
 use super::{
-    password, server, text, units, Config, Limits, Persistence, Redis, Server, Ssl, Topology,
+    durability, password, server, ssl, text, units, Config, Durability, Limits, Persistence, Redis,
+    Secret, Server, Topology,
 };
 
 /// The key around everything, which may be left out.
@@ -29,7 +30,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 impl Config {
     /// Validates a tree, with or without the key `redis_storage` around it.
     ///
-    /// A password that is named as a file is read here.
+    /// Files that hold passwords, certificates and keys are read here.
     ///
     /// # Errors
     /// Every fault of the tree, not only the first; none of them holds a secret.
@@ -138,8 +139,7 @@ fn redis(mut section: Section, default: Redis) -> Read<Redis> {
     let database = section.read("database", default.database, |value| {
         units::integer(value, 0..=65_535).map(|number| number as u32)
     });
-    let username = section.read("username", None, text::user_name);
-    let password = section.read("password", None, password::password);
+    let (username, password) = login(&mut section, "username", "password");
     let connect_timeout = section.read("connect_timeout", default.connect_timeout, |value| {
         units::timeout(value, MILLISECOND..=HOUR)
     });
@@ -149,17 +149,15 @@ fn redis(mut section: Section, default: Redis) -> Read<Redis> {
     let outage_grace = section.read("outage_grace", default.outage_grace, |value| {
         units::timeout(value, Duration::ZERO..=HOUR)
     });
-    let (ssl, ssl_errors) = ssl(section.section("ssl"));
+    let (ssl, ssl_errors) = ssl::ssl(section.section("ssl"), true);
+    let (sentinel_username, sentinel_password) =
+        login(&mut section, "sentinel_username", "sentinel_password");
+    let (sentinel_ssl, sentinel_ssl_errors) = ssl::ssl(
+        section.section("sentinel_ssl"),
+        topology == Some(Topology::Sentinel),
+    );
 
     // A key that is faulty by itself takes no part in these: one mistake, one error.
-    if let (Some(Some(_)), Some(None)) = (&username, &password) {
-        let fault = Fault::new(
-            ErrorKind::Missing,
-            "no password, though there is a username",
-            "the user's password (any, for a user with nopass)",
-        );
-        section.report("password", fault);
-    }
     if let Some(topology) = topology {
         if let Some(fault) = servers
             .as_ref()
@@ -191,16 +189,39 @@ fn redis(mut section: Section, default: Redis) -> Read<Redis> {
         sentinel: sentinel.flatten(),
         pool_size: pool_size.unwrap_or_default(),
         database: database.unwrap_or_default(),
-        username: username.flatten(),
-        password: password.flatten(),
+        username,
+        password,
         connect_timeout: connect_timeout.unwrap_or_default(),
         request_timeout: request_timeout.unwrap_or_default(),
         outage_grace: outage_grace.unwrap_or_default(),
         ssl,
+        sentinel_username,
+        sentinel_password,
+        sentinel_ssl,
     };
     let mut errors = section.finish();
     errors.extend(ssl_errors);
+    errors.extend(sentinel_ssl_errors);
     (redis, errors)
+}
+
+/// A user and the password, which no user is without.
+fn login(
+    section: &mut Section,
+    user_key: &'static str,
+    password_key: &'static str,
+) -> (Option<String>, Option<Secret>) {
+    let username = section.read(user_key, None, text::user_name);
+    let password = section.read(password_key, None, password::password);
+    if let (Some(Some(_)), Some(None)) = (&username, &password) {
+        let fault = Fault::new(
+            ErrorKind::Missing,
+            format!("no password, though there is a {user_key}"),
+            "the user's password (any, for a user with nopass)",
+        );
+        section.report(password_key, fault);
+    }
+    (username.flatten(), password.flatten())
 }
 
 fn topology(value: &Value) -> Result<Topology, Fault> {
@@ -237,49 +258,30 @@ fn check_servers(topology: Topology, servers: &[Server], tls: bool) -> Option<Fa
     }
 }
 
-fn ssl(mut section: Section) -> Read<Ssl> {
-    let enable = section.read("enable", false, units::boolean);
-    let cacertfile = section.read("cacertfile", None, text::path);
-    let certfile = section.read("certfile", None, text::path);
-    let keyfile = section.read("keyfile", None, text::path);
-    let missing = match (&certfile, &keyfile) {
-        (Some(Some(_)), Some(None)) => {
-            Some(("keyfile", "certfile alone", "the key of that certificate"))
-        }
-        (Some(None), Some(Some(_))) => {
-            Some(("certfile", "keyfile alone", "the certificate of that key"))
-        }
-        _ => None,
-    };
-    if let Some((key, found, expected)) = missing {
-        section.report(key, Fault::new(ErrorKind::Missing, found, expected));
-    }
-    let ssl = Ssl {
-        enable: enable.unwrap_or_default(),
-        cacertfile: cacertfile.flatten(),
-        certfile: certfile.flatten(),
-        keyfile: keyfile.flatten(),
-    };
-    (ssl, section.finish())
-}
-
 fn persistence(mut section: Section, default: Persistence) -> Read<Persistence> {
+    let session_ttl = section.read("session_ttl", default.session_ttl, units::ttl);
+    let message_ttl = section.read("message_ttl", default.message_ttl, units::ttl);
+    let rdb_enabled = section.read("rdb_enabled", default.rdb_enabled, units::boolean);
+    let aof_enabled = section.read("aof_enabled", default.aof_enabled, units::boolean);
+    let message_index = section.read("message_index", default.message_index, units::boolean);
+    let durability = section.read("durability", default.durability, durability::durability);
+    if let (Some(false), Some(level @ Durability::Aof { local: 1.., .. })) =
+        (aof_enabled, durability)
+    {
+        let fault = Fault::new(
+            ErrorKind::Conflict,
+            level.to_string(),
+            "a level without the server's own file (aof:0:R), with aof_enabled = false",
+        );
+        section.report("durability", fault);
+    }
     let persistence = Persistence {
-        session_ttl: section
-            .read("session_ttl", default.session_ttl, units::ttl)
-            .unwrap_or(default.session_ttl),
-        message_ttl: section
-            .read("message_ttl", default.message_ttl, units::ttl)
-            .unwrap_or(default.message_ttl),
-        rdb_enabled: section
-            .read("rdb_enabled", default.rdb_enabled, units::boolean)
-            .unwrap_or_default(),
-        aof_enabled: section
-            .read("aof_enabled", default.aof_enabled, units::boolean)
-            .unwrap_or_default(),
-        message_index: section
-            .read("message_index", default.message_index, units::boolean)
-            .unwrap_or_default(),
+        session_ttl: session_ttl.unwrap_or(default.session_ttl),
+        message_ttl: message_ttl.unwrap_or(default.message_ttl),
+        rdb_enabled: rdb_enabled.unwrap_or_default(),
+        aof_enabled: aof_enabled.unwrap_or_default(),
+        message_index: message_index.unwrap_or_default(),
+        durability: durability.unwrap_or_default(),
     };
     (persistence, section.finish())
 }

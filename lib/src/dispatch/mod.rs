@@ -1,15 +1,23 @@
-//! One connection's task: takes requests up, writes them coalesced, reads replies, keeps deadlines,
-//! and connects again when the connection is lost.
+//! The task that all requests pass through: it takes them up, writes them coalesced to the connections
+//! that they take, reads replies, keeps deadlines, and connects again when connections are lost.
 //!
 //! Everything about a request happens on this one task, so that "pending", "sent", "answered" need
-//! no locks: a deadline, a cancellation and a reply can't meet halfway.
+//! no locks: a deadline, a cancellation, a redirection and a reply can't meet halfway.
 
+mod confirm;
 mod entry;
+mod exchange;
 mod flight;
+mod fork;
 mod holds;
+mod link;
+mod links;
+mod redirect;
+mod track;
+mod upkeep;
 mod wire;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::future::{poll_fn, Future};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -18,224 +26,112 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
-use crate::config::Config;
-use crate::connection::{self, Identity, Opened};
+use crate::config::{Config, Server, Topology};
+use crate::connection::Identity;
 use crate::context::Context;
 use crate::error::{Error, Why};
-use crate::metrics::Counter;
 use crate::queue::{Control, Queue, Taken};
 use crate::request::Request;
-use crate::server::ServerReport;
+use crate::topology::{Lookout, View};
 
 use flight::Flight;
-use wire::Wire;
+use holds::TrackId;
+use link::{Link, State};
 
-/// The first pause before connecting again; doubles up to the longest.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// Without one byte for this long although answers are due, a server counts as hung.
-const HUNG_AFTER: Duration = Duration::from_secs(5);
-/// A connection that ended sooner was of no use: pause before the next.
-const STABLE_AFTER: Duration = Duration::from_secs(1);
+pub use link::LinkStatus;
+pub use track::Kind;
+
 /// Rounds in a row before other tasks get their turn.
 const ROUNDS: usize = 64;
 /// How often an idle connection is tried, and the clock measured.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Without one byte for this long although answers are due, a server counts as hung.
+const HUNG_AFTER: Duration = Duration::from_secs(5);
 
-/// What a connection is doing, for `status/0`.
-#[derive(Debug, Clone)]
-pub struct LaneStatus {
-    /// Which requests it carries.
-    pub name: &'static str,
-    /// `Ok` when connected, else what is wrong.
-    pub state: Result<(), Why>,
-    /// Since when.
-    pub since: Instant,
-    /// What the server said of itself when it was last connected to.
-    pub report: ServerReport,
-}
-
-/// Which requests a connection carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// Operations on sessions, messages and routes. None of them is slow.
-    Data,
-    /// Commands of users, which may be slow: the server counts as hung only past their deadlines.
-    Query,
-}
-
-impl Role {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Role::Data => "data",
-            Role::Query => "query",
-        }
-    }
-}
-
-/// A connection's task.
-pub(crate) struct Lane {
-    role: Role,
+/// The task's state.
+pub(crate) struct Dispatcher {
     queue: Arc<Queue>,
     context: Arc<Context>,
-    config: Config,
-    status: Arc<Mutex<LaneStatus>>,
+    config: Arc<Config>,
+    /// Counts the settings that were applied.
+    version: u64,
+    lookout: Lookout,
+    status: Arc<Mutex<Vec<LinkStatus>>>,
     flight: Flight,
+    /// The connections, by the number of their track.
+    links: BTreeMap<TrackId, Link>,
+    /// Connections that servers may still have bytes of to read.
+    lost: Vec<(Server, Identity)>,
+    /// Since when some requests can go nowhere, and why.
+    nowhere: Option<(Instant, Why)>,
     /// Taken from the queue in one go; kept for its memory.
     taken: Vec<Request>,
     controls: Vec<Control>,
     cancelled: HashSet<u64>,
     timer: Pin<Box<Sleep>>,
     armed_for: Instant,
-    /// Since when there is no connection.
-    down_since: Option<Instant>,
-    failing: bool,
-    new_config: Option<Box<Config>>,
-    /// The server may still have bytes of it to read.
-    lost_connection: Option<Identity>,
     jitter: u64,
 }
 
-/// Why a connection is given up.
-enum End {
-    Broken(Why),
-    /// Everything sent is answered and the settings have changed.
-    Reconnect,
-    Stopped,
-}
-
-impl Lane {
+impl Dispatcher {
     pub(crate) fn new(
-        role: Role,
         queue: Arc<Queue>,
         context: Arc<Context>,
         config: Config,
-        status: Arc<Mutex<LaneStatus>>,
+        lookout: Lookout,
+        status: Arc<Mutex<Vec<LinkStatus>>>,
     ) -> Self {
         let now = Instant::now();
-        Lane {
-            role,
+        let mut dispatcher = Dispatcher {
             queue,
-            config,
-            status,
             flight: Flight::new(context.clone()),
             context,
+            version: 0,
+            lookout,
+            status,
+            links: BTreeMap::new(),
+            lost: Vec::new(),
+            nowhere: Some((now, Why::Connecting)),
             taken: Vec::new(),
             controls: Vec::new(),
             cancelled: HashSet::new(),
             timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
             armed_for: now + HEARTBEAT,
-            down_since: Some(now),
-            failing: false,
-            new_config: None,
-            lost_connection: None,
-            jitter: now.elapsed().as_nanos() as u64 ^ std::process::id() as u64 ^ role as u64,
-        }
+            jitter: now.elapsed().as_nanos() as u64 ^ u64::from(std::process::id()),
+            config: Arc::new(config.clone()),
+        };
+        dispatcher.apply(config);
+        dispatcher
     }
 
     /// Runs until the queue is stopped; every request is answered by then.
     pub(crate) async fn run(mut self) {
-        let mut pause = SHORTEST_PAUSE;
-        loop {
-            self.adopt_config();
-            let (config, context) = (self.config.redis.clone(), self.context.clone());
-            let lost = self.lost_connection.clone();
-            let opening = connection::open(&config, &context, lost.as_ref());
-            let opened = self.serve_while(opening).await;
-            let begun = Instant::now();
-            match opened {
-                None => break,
-                Some(Ok(opened)) => {
-                    if self.connected(opened).await {
-                        break;
-                    }
-                    if self.new_config.is_some() || begun.elapsed() >= STABLE_AFTER {
-                        pause = SHORTEST_PAUSE;
-                        continue;
-                    }
-                }
-                Some(Err(why)) => {
-                    self.context.metrics.add(Counter::ConnectFailures, 1);
-                    self.lost(why);
-                }
-            }
-            let jittered = pause.mul_f64(0.5 + self.random());
-            pause = (pause * 2).min(LONGEST_PAUSE);
-            if self
-                .serve_while(tokio::time::sleep(jittered))
-                .await
-                .is_none()
-            {
-                break;
-            }
-        }
+        poll_fn(|task| self.poll(task)).await;
+        self.close_all();
         self.flight.stop();
-        self.set_state(Err(Why::Stopped));
+        self.publish();
     }
 
-    /// Uses a connection until it ends; true when the lane is stopped.
-    async fn connected(&mut self, opened: Opened) -> bool {
-        self.context.metrics.add(Counter::Connects, 1);
-        self.down_since = None;
-        self.failing = false;
-        self.lost_connection = None;
-        self.note_report(opened.report);
-        self.set_state(Ok(()));
-        self.queue.open();
-        let mut wire = Wire::new(opened.stream, self.context.clone());
-        let end = poll_fn(|task| self.poll_connected(&mut wire, task)).await;
-        let written = wire.written();
-        drop(wire);
-        match end {
-            End::Stopped => {
-                self.flight.abort_sent(written, &Why::Stopped);
-                true
-            }
-            End::Reconnect => {
-                self.down_since = Some(Instant::now());
-                false
-            }
-            End::Broken(why) => {
-                self.context.metrics.add(Counter::Disconnects, 1);
-                self.flight.abort_sent(written, &why);
-                self.lost_connection = opened.identity;
-                self.lost(why);
-                false
-            }
-        }
-    }
-
-    /// Reads and writes as long as there is anything to do.
-    fn poll_connected(&mut self, wire: &mut Wire, task: &mut TaskContext<'_>) -> Poll<End> {
+    /// Does as long as there is anything to do.
+    fn poll(&mut self, task: &mut TaskContext<'_>) -> Poll<()> {
         for _ in 0..ROUNDS {
-            let mut busy = false;
-            match wire.poll_read(task, &mut self.flight) {
-                Ok(read) => busy |= read,
-                Err(why) => return Poll::Ready(End::Broken(why)),
-            }
+            let mut busy = self.read_all(task);
             match self.take(task) {
-                Taken::Stopped => return Poll::Ready(End::Stopped),
+                Taken::Stopped => return Poll::Ready(()),
                 Taken::Something => busy = true,
                 Taken::Nothing => {}
             }
-            if self.new_config.is_none() {
-                busy |= self.flight.send_pending(wire);
-            } else if self.flight.nothing_sent() {
-                return Poll::Ready(End::Reconnect);
+            if self.flight.must_reroute {
+                self.flight.reroute();
             }
-            match wire.poll_write(task) {
-                Ok(wrote) => busy |= wrote,
-                Err(why) => return Poll::Ready(End::Broken(why)),
-            }
+            self.adopt_tracks();
+            busy |= self.write_all(task);
+            self.fail_after_grace();
             busy |= self.poll_timer(task);
-            let now = Instant::now();
-            if self
-                .flight
-                .is_hung(now, wire.last_read(), HUNG_AFTER, self.role == Role::Query)
-            {
-                return Poll::Ready(End::Broken(Why::Hung));
+            if std::mem::take(&mut self.flight.is_outdated) {
+                self.lookout.hurry();
             }
-            if !busy {
+            if !busy && !self.flight.must_reroute {
                 return Poll::Pending;
             }
         }
@@ -243,43 +139,21 @@ impl Lane {
         Poll::Pending
     }
 
-    /// Awaits `future` without a connection; requests wait, fail or are cancelled meanwhile.
-    /// `None`: the lane was stopped.
-    async fn serve_while<T>(&mut self, future: impl Future<Output = T>) -> Option<T> {
-        let mut future = std::pin::pin!(future);
-        poll_fn(|task| {
-            for _ in 0..ROUNDS {
-                if let Poll::Ready(value) = future.as_mut().poll(task) {
-                    return Poll::Ready(Some(value));
-                }
-                let taken = self.take(task);
-                if taken == Taken::Stopped {
-                    return Poll::Ready(None);
-                }
-                self.fail_after_grace();
-                let due = self.poll_timer(task);
-                if taken == Taken::Nothing && !due {
-                    return Poll::Pending;
-                }
-            }
-            task.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await
-    }
-
     /// Moves what callers left into flight.
     fn take(&mut self, task: &mut TaskContext<'_>) -> Taken {
         let taken = self
             .queue
             .take(&mut self.taken, &mut self.controls, task.waker());
-        for request in self.taken.drain(..) {
+        let mut requests = std::mem::take(&mut self.taken);
+        for request in requests.drain(..) {
             self.flight.accept(request);
         }
-        for control in self.controls.drain(..) {
+        self.taken = requests;
+        for control in std::mem::take(&mut self.controls) {
             match control {
                 Control::Cancel(id) => drop(self.cancelled.insert(id)),
-                Control::Reconfigure(config) => self.new_config = Some(config),
+                Control::Reconfigure(config) => self.apply(*config),
+                Control::View(view) => self.adopt(view, false),
             }
         }
         if !self.cancelled.is_empty() {
@@ -289,6 +163,51 @@ impl Lane {
         taken
     }
 
+    /// Applies settings. Connections that were made with others are made anew when what was sent on them
+    /// is answered.
+    fn apply(&mut self, config: Config) {
+        self.version += 1;
+        self.flight.grace = config.redis.outage_grace;
+        self.flight.tracks.shares_query = config.redis.pool_size == 1;
+        self.lookout.reconfigure(&config);
+        let view = match (config.redis.topology, config.redis.servers.first()) {
+            (Topology::Single, Some(server)) => Some(View::Master(server.clone())),
+            _ => None,
+        };
+        self.config = Arc::new(config);
+        match view {
+            Some(view) => self.adopt(view, true),
+            None => self.publish(),
+        }
+    }
+
+    /// Takes a view of who serves what in. Where the settings say so, connections to other servers answer
+    /// what they have sent; after a fail-over they are given up at once, since what an old master still
+    /// acknowledges may be lost.
+    fn adopt(&mut self, view: View, drains: bool) {
+        self.nowhere = match &view {
+            View::Unknown(why) => {
+                let since = self.nowhere.as_ref().map_or_else(Instant::now, |it| it.0);
+                Some((since, why.clone()))
+            }
+            View::Master(_) => None,
+            View::Cluster(map) if map.unserved == 0 => None,
+            View::Cluster(map) => {
+                let since = self.nowhere.as_ref().map_or_else(Instant::now, |it| it.0);
+                let text = format!("{} slots are not served", map.unserved);
+                Some((since, Why::ClusterDown(text)))
+            }
+        };
+        for id in self.flight.adopt(&view) {
+            match self.links.get_mut(&id) {
+                Some(link) if drains && link.is_up() => link.is_draining = true,
+                _ => self.retire(id),
+            }
+        }
+        self.adopt_tracks();
+        self.publish();
+    }
+
     /// Keeps deadlines and sends heartbeats; true when something was due. The clock decides what is due
     /// and the timer only wakes the task: to arm it anew makes it forget that it fired.
     fn poll_timer(&mut self, task: &mut TaskContext<'_>) -> bool {
@@ -296,13 +215,27 @@ impl Lane {
         let due = self.armed_for <= now;
         if due {
             self.flight.expire(now);
-            if self.down_since.is_none() {
-                self.flight.heartbeat(now, HEARTBEAT, HUNG_AFTER);
+            self.flight.send_delayed(now);
+            for (id, link) in &self.links {
+                if link.is_up() {
+                    self.flight.heartbeat(*id, now, HEARTBEAT, HUNG_AFTER);
+                }
+            }
+            self.close_idle(now);
+        }
+        let grace = self.config.redis.outage_grace;
+        let mut wanted = self.flight.next_deadline().min(now + HEARTBEAT);
+        for link in self.links.values() {
+            if let State::Pausing(until) = link.state {
+                wanted = wanted.min(until);
+            }
+            if let (Some(end), false) = (link.grace_end(grace), link.is_failing) {
+                wanted = wanted.min(end);
             }
         }
-        let mut wanted = self.flight.next_deadline().min(now + HEARTBEAT);
-        if self.down_since.is_some() && !self.failing {
-            wanted = wanted.min(self.grace_end());
+        if let Some((since, _)) = &self.nowhere {
+            // Once it is over there is nothing to wait for.
+            wanted = wanted.min((*since + grace).max(now + Duration::from_millis(50)));
         }
         if due || wanted < self.armed_for {
             self.timer.as_mut().reset(wanted.into());
@@ -311,71 +244,42 @@ impl Lane {
         self.timer.as_mut().poll(task).is_ready() || due
     }
 
-    fn grace_end(&self) -> Instant {
-        self.down_since.unwrap_or_else(Instant::now) + self.config.redis.outage_grace
-    }
-
-    /// Once the grace is over, what waits fails and what comes is refused at the door.
+    /// Once the grace is over, what waits for a connection fails. Where nothing is served at all, what comes
+    /// is refused at the door.
     fn fail_after_grace(&mut self) {
-        if self.down_since.is_some() && (self.failing || Instant::now() >= self.grace_end()) {
-            let why = self.state().err().unwrap_or(Why::Connecting);
-            if !self.failing {
-                self.failing = true;
-                tracing::warn!(connection = self.role.name(), why = %why, "Redis is unavailable; requests fail at once");
+        let (now, grace) = (Instant::now(), self.config.redis.outage_grace);
+        let mut is_served = false;
+        let mut door = None;
+        for (id, link) in &mut self.links {
+            let is_data = link.kind == Kind::Data && !link.is_draining;
+            if link.grace_end(grace).is_none_or(|end| now < end) {
+                is_served |= is_data;
+                continue;
             }
-            self.queue.fail(why.clone());
-            self.flight.fail_pending(&Error::Unavailable(why));
-        }
-    }
-
-    fn lost(&mut self, why: Why) {
-        if self.down_since.is_none() {
-            self.down_since = Some(Instant::now());
-        }
-        if self.state().as_ref().err() != Some(&why) {
-            tracing::warn!(connection = self.role.name(), why = %why, "no connection to Redis");
-            self.set_state(Err(why));
-        }
-    }
-
-    fn adopt_config(&mut self) {
-        if let Some(config) = self.new_config.take() {
-            self.config = *config;
-        }
-    }
-
-    fn note_report(&mut self, report: ServerReport) {
-        let warnings = report.warnings(&self.config.persistence);
-        let known =
-            self.with_status(|status| std::mem::replace(&mut status.report, report.clone()));
-        if self.role == Role::Data && known != report {
-            for warning in warnings {
-                tracing::warn!("{warning}");
+            let why = link.result.clone().err().unwrap_or(Why::Connecting);
+            if !link.is_failing {
+                link.is_failing = true;
+                tracing::warn!(connection = link.kind.name(), server = %link.server, why = %why, "Redis is unavailable; requests fail at once");
+            }
+            let error = Error::Unavailable(why.clone());
+            self.flight.fail_pending(*id, &error);
+            if is_data {
+                door = Some(why);
             }
         }
-    }
-
-    fn state(&self) -> Result<(), Why> {
-        self.with_status(|status| status.state.clone())
-    }
-
-    fn set_state(&self, state: Result<(), Why>) {
-        if state.is_ok() {
-            tracing::info!(connection = self.role.name(), "connected to Redis");
+        if let Some((since, why)) = &self.nowhere {
+            if now >= *since + grace {
+                let error = Error::Unavailable(why.clone());
+                self.flight.fail_pending(track::NOWHERE, &error);
+                door = door.or(Some(why.clone()));
+            } else {
+                is_served = true;
+            }
         }
-        self.with_status(|status| {
-            status.state = state;
-            status.since = Instant::now();
-        });
-    }
-
-    fn with_status<T>(&self, look: impl FnOnce(&mut LaneStatus) -> T) -> T {
-        look(
-            &mut self
-                .status
-                .lock()
-                .unwrap_or_else(|broken| broken.into_inner()),
-        )
+        match door {
+            Some(why) if !is_served => self.queue.fail(why),
+            _ => self.queue.open(),
+        }
     }
 
     /// A number from 0 to 1, for jitter alone (xorshift).

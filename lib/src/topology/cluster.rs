@@ -104,7 +104,7 @@ impl Nodes {
 
 async fn connect(config: &Redis, server: &Server) -> Result<Dialogue, Why> {
     let opening = async {
-        let mut dialogue = Dialogue::connect(server, &config.tls).await?;
+        let mut dialogue = Dialogue::connect(server, &config.ssl).await?;
         let user = config.username.as_deref();
         dialogue.log_in(user, config.password.as_ref()).await?;
         Ok(dialogue)

@@ -71,7 +71,7 @@ impl Sentinels {
 async fn connect(config: &Redis, number: usize) -> Result<Dialogue, Why> {
     let server = &config.servers[number];
     let opening = async {
-        let mut dialogue = Dialogue::connect(server, &config.sentinel_tls).await?;
+        let mut dialogue = Dialogue::connect(server, &config.sentinel_ssl).await?;
         let (user, password) = (&config.sentinel_username, &config.sentinel_password);
         dialogue.log_in(user.as_deref(), password.as_ref()).await?;
         Ok(dialogue)

@@ -15,6 +15,7 @@ use crate::repair::KEPT_MS;
 use crate::resp::{Commands, Frame, Scanner};
 use crate::scripts::{self, Script};
 use crate::server::ServerReport;
+use crate::tls::{self, Connector};
 
 /// A byte stream to a server, whatever carries it.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -48,11 +49,12 @@ pub(crate) struct Identity {
 /// and so would do older writes after newer ones: it is closed there first.
 pub(crate) async fn open(
     config: &config::Redis,
+    tls: Option<&Connector>,
     context: &Context,
     previous: Option<&Identity>,
 ) -> Result<Opened, Why> {
     let opening = async {
-        let stream = connect(&config.servers[0]).await?;
+        let stream = connect(&config.servers[0], tls).await?;
         let mut setup = Setup {
             stream,
             input: BytesMut::new(),
@@ -78,7 +80,7 @@ pub(crate) async fn open(
         .unwrap_or(Err(Why::ConnectTimeout))
 }
 
-async fn connect(server: &Server) -> Result<Box<dyn Stream>, Why> {
+async fn connect(server: &Server, tls: Option<&Connector>) -> Result<Box<dyn Stream>, Why> {
     match server {
         Server::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(io_why)?)),
         Server::Tcp { host, port } => {
@@ -87,9 +89,9 @@ async fn connect(server: &Server) -> Result<Box<dyn Stream>, Why> {
                 .map_err(|_| Why::NameNotFound(host.clone()))?;
             let mut last = Why::NameNotFound(host.clone());
             for address in addresses {
-                match connect_tcp(address).await {
-                    Ok(stream) => return Ok(Box::new(stream)),
-                    Err(error) => last = io_why(error),
+                match connect_tcp(address, host, tls).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(why) => last = why,
                 }
             }
             Err(last)
@@ -97,7 +99,19 @@ async fn connect(server: &Server) -> Result<Box<dyn Stream>, Why> {
     }
 }
 
-async fn connect_tcp(address: std::net::SocketAddr) -> io::Result<TcpStream> {
+async fn connect_tcp(
+    address: std::net::SocketAddr,
+    host: &str,
+    tls: Option<&Connector>,
+) -> Result<Box<dyn Stream>, Why> {
+    let stream = open_socket(address).await.map_err(io_why)?;
+    Ok(match tls {
+        Some(tls) => Box::new(tls.connect(host, stream).await?),
+        None => Box::new(stream),
+    })
+}
+
+async fn open_socket(address: std::net::SocketAddr) -> io::Result<TcpStream> {
     let socket = match address {
         std::net::SocketAddr::V4(_) => TcpSocket::new_v4()?,
         std::net::SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -109,8 +123,11 @@ async fn connect_tcp(address: std::net::SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// What an operating system's error says about the connection.
+/// What a stream's error says about the connection.
 pub(crate) fn io_why(error: io::Error) -> Why {
+    if let Some(error) = tls::rustls_error(&error) {
+        return tls::why(error, "redis.ssl");
+    }
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Why::Refused,
         io::ErrorKind::ConnectionReset
@@ -281,7 +298,9 @@ impl Setup {
     }
 
     async fn write(&mut self, output: &[u8]) -> Result<(), Why> {
-        self.stream.write_all(output).await.map_err(io_why)
+        self.stream.write_all(output).await.map_err(io_why)?;
+        // A stream that encrypts may hold bytes back until it is flushed.
+        self.stream.flush().await.map_err(io_why)
     }
 
     async fn read(&mut self) -> Result<Frame, Why> {

@@ -26,6 +26,7 @@ use crate::metrics::Counter;
 use crate::queue::{Control, Queue, Taken};
 use crate::request::Request;
 use crate::server::ServerReport;
+use crate::tls::Connector;
 
 use flight::Flight;
 use wire::Wire;
@@ -79,6 +80,7 @@ pub(crate) struct Lane {
     queue: Arc<Queue>,
     context: Arc<Context>,
     config: Config,
+    tls: Option<Connector>,
     status: Arc<Mutex<LaneStatus>>,
     flight: Flight,
     /// Taken from the queue in one go; kept for its memory.
@@ -116,6 +118,7 @@ impl Lane {
         Lane {
             role,
             queue,
+            tls: Connector::new(&config.redis.ssl, "redis.ssl"),
             config,
             status,
             flight: Flight::new(context.clone()),
@@ -139,8 +142,8 @@ impl Lane {
         loop {
             self.adopt_config();
             let (config, context) = (self.config.redis.clone(), self.context.clone());
-            let lost = self.lost_connection.clone();
-            let opening = connection::open(&config, &context, lost.as_ref());
+            let (tls, lost) = (self.tls.clone(), self.lost_connection.clone());
+            let opening = connection::open(&config, tls.as_ref(), &context, lost.as_ref());
             let opened = self.serve_while(opening).await;
             let begun = Instant::now();
             match opened {
@@ -340,6 +343,9 @@ impl Lane {
 
     fn adopt_config(&mut self) {
         if let Some(config) = self.new_config.take() {
+            if self.config.redis.ssl != config.redis.ssl {
+                self.tls = Connector::new(&config.redis.ssl, "redis.ssl");
+            }
             self.config = *config;
         }
     }

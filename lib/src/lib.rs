@@ -28,4 +28,5 @@ pub mod scripts;
 pub mod server;
 pub mod session;
 mod sweeper;
+pub mod tls;
 pub mod topic;

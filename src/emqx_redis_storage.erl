@@ -5,7 +5,7 @@
 -export([receive_response/2, check_response/2, cancel/1]).
 -export([config_source/0]).
 
--export_type([error_reason/0, why/0, request_id/0]).
+-export_type([error_reason/0, why/0, tls_failure/0, request_id/0]).
 
 -type request_id() :: emqx_redis_request:request_id().
 
@@ -75,8 +75,25 @@
     | {protocol, binary()}
     | {io, binary()}
     | {layout, binary()}
+    | {tls, tls_failure(), Text :: binary()}
     | stopped
     | cancelled.
+
+%% What keeps a connection from being encrypted. The text that goes with it names the setting.
+-type tls_failure() ::
+    %% The server's certificate: signed by no trusted authority, for another host, and so on.
+    unknown_ca
+    | wrong_host
+    | expired
+    | not_yet_valid
+    | bad_certificate
+    %% The server wants a certificate of this client, or refuses the one it has.
+    | client_certificate_required
+    | client_certificate_refused
+    %% The port takes plain connections.
+    | not_tls
+    %% Anything else, such as no cipher in common.
+    | handshake_failed.
 
 %% Starts the application with its own configuration: the environment's `config_file' (a HOCON file) or
 %% `redis_storage' (a map), else defaults. Answers at once though Redis is away; `status/0' tells when it

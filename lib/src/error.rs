@@ -110,6 +110,36 @@ pub enum Why {
     Cancelled,
     /// The data in Redis has a layout that this version does not know.
     Layout(String),
+    /// The connection can't be encrypted.
+    Tls {
+        /// Whose fault it is.
+        kind: TlsFailure,
+        /// What is wrong and which setting is about it.
+        text: String,
+    },
+}
+
+/// What keeps a connection from being encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TlsFailure {
+    /// No trusted authority has signed the server's certificate.
+    UnknownCa,
+    /// The server's certificate is for another host.
+    WrongHost,
+    /// The server's certificate has expired.
+    Expired,
+    /// The server's certificate is not valid yet.
+    NotYetValid,
+    /// The server's certificate is unfit in another way.
+    BadCertificate,
+    /// The server wants a certificate of this client.
+    ClientCertificateRequired,
+    /// The server refuses this client's certificate.
+    ClientCertificateRefused,
+    /// The server does not speak TLS.
+    NotTls,
+    /// Anything else, such as no cipher in common.
+    HandshakeFailed,
 }
 
 impl Error {
@@ -150,7 +180,7 @@ impl fmt::Display for Why {
             Why::Io(text) => f.write_str(text),
             Why::Stopped => f.write_str("the storage was stopped"),
             Why::Cancelled => f.write_str("cancelled"),
-            Why::Layout(text) => f.write_str(text),
+            Why::Layout(text) | Why::Tls { text, .. } => f.write_str(text),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::task::Waker;
 use crate::config::Config;
 use crate::error::{Error, Why};
 use crate::request::Request;
+use crate::topology::View;
 
 /// What a connection's task is told besides requests.
 pub(crate) enum Control {
@@ -13,6 +14,8 @@ pub(crate) enum Control {
     Cancel(u64),
     /// Connect anew with these settings when what was sent is answered.
     Reconfigure(Box<Config>),
+    /// Who serves what now.
+    View(View),
 }
 
 /// What happens to a request that is left.

@@ -138,7 +138,7 @@ prop_compose! {
         let ssl = || map([
             ("enable", Value::Bool(flags[1])),
             ("verify", text(if forever { "verify_none" } else { "verify_peer" })),
-            ("server_name_indication", text(if flags[2] { "disable" } else { &host })),
+            ("server_name_indication", text(if flags[2] { "disable" } else { "redis.example.org" })),
         ]);
         let redis = map([
             ("type", text(kind)),

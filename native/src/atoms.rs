@@ -74,5 +74,16 @@ rustler::atoms! {
     protocol,
     io,
     layout,
+    tls,
     connected,
+    // What keeps a connection from being encrypted
+    unknown_ca,
+    wrong_host,
+    expired,
+    not_yet_valid,
+    bad_certificate,
+    client_certificate_required,
+    client_certificate_refused,
+    not_tls,
+    handshake_failed,
 }

@@ -1,6 +1,6 @@
 //! Errors as terms. `emqx_redis_storage:error_reason/0` is their type.
 
-use emqx_redis_core::error::{Error, Why};
+use emqx_redis_core::error::{Error, TlsFailure, Why};
 use rustler::{Encoder, Env, NewBinary, Term};
 
 use crate::atoms;
@@ -77,5 +77,22 @@ pub(crate) fn encode_why<'a>(env: Env<'a>, why: &Why) -> Term<'a> {
         Why::Stopped => atoms::stopped().to_term(env),
         Why::Cancelled => atoms::cancelled().to_term(env),
         Why::Layout(detail) => tagged(atoms::layout(), detail),
+        Why::Tls { kind, text: detail } => {
+            (atoms::tls(), encode_tls_failure(*kind), text(env, detail)).encode(env)
+        }
+    }
+}
+
+fn encode_tls_failure(kind: TlsFailure) -> rustler::Atom {
+    match kind {
+        TlsFailure::UnknownCa => atoms::unknown_ca(),
+        TlsFailure::WrongHost => atoms::wrong_host(),
+        TlsFailure::Expired => atoms::expired(),
+        TlsFailure::NotYetValid => atoms::not_yet_valid(),
+        TlsFailure::BadCertificate => atoms::bad_certificate(),
+        TlsFailure::ClientCertificateRequired => atoms::client_certificate_required(),
+        TlsFailure::ClientCertificateRefused => atoms::client_certificate_refused(),
+        TlsFailure::NotTls => atoms::not_tls(),
+        TlsFailure::HandshakeFailed => atoms::handshake_failed(),
     }
 }

@@ -15,13 +15,25 @@ pub(crate) enum BadIdentity {
     Key(&'static str),
 }
 
-/// The authorities that a PEM text names.
-pub(crate) fn authorities(pem: &[u8]) -> Result<RootCertStore, &'static str> {
-    let mut store = RootCertStore::empty();
-    for certificate in certificates(pem)? {
-        store.add(certificate).map_err(|_| MALFORMED)?;
+/// Whom to trust.
+#[derive(Debug)]
+pub(crate) struct Authorities {
+    pub(crate) roots: RootCertStore,
+    /// The certificates that the roots were made of; not of the system's, which nobody named.
+    pub(crate) certificates: Vec<CertificateDer<'static>>,
+}
+
+/// The certificates of authorities, each of which can be used.
+pub(crate) fn authorities(pem: &[u8]) -> Result<Authorities, &'static str> {
+    let certificates = certificates(pem)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in &certificates {
+        roots.add(certificate.clone()).map_err(|_| MALFORMED)?;
     }
-    Ok(store)
+    Ok(Authorities {
+        roots,
+        certificates,
+    })
 }
 
 /// A certificate with those that lead to its authority, and its key.

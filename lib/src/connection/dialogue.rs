@@ -9,6 +9,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use crate::config::{Secret, Server};
 use crate::error::Why;
 use crate::resp::{Commands, Frame, Scanner};
+use crate::tls::{self, Connector};
 
 /// A byte stream to a server, whatever carries it.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -23,9 +24,9 @@ pub(crate) struct Dialogue {
 
 impl Dialogue {
     /// Connects to a server. Not bounded in time: the caller is.
-    pub(crate) async fn connect(server: &Server) -> Result<Self, Why> {
+    pub(crate) async fn connect(server: &Server, tls: Option<&Connector>) -> Result<Self, Why> {
         Ok(Dialogue {
-            stream: connect(server).await?,
+            stream: connect(server, tls).await?,
             input: BytesMut::new(),
             scanner: Scanner::default(),
         })
@@ -82,7 +83,7 @@ impl Dialogue {
     }
 }
 
-async fn connect(server: &Server) -> Result<Box<dyn Stream>, Why> {
+async fn connect(server: &Server, tls: Option<&Connector>) -> Result<Box<dyn Stream>, Why> {
     match server {
         Server::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(io_why)?)),
         Server::Tcp { host, port } => {
@@ -91,9 +92,9 @@ async fn connect(server: &Server) -> Result<Box<dyn Stream>, Why> {
                 .map_err(|_| Why::NameNotFound(host.clone()))?;
             let mut last = Why::NameNotFound(host.clone());
             for address in addresses {
-                match connect_tcp(address).await {
-                    Ok(stream) => return Ok(Box::new(stream)),
-                    Err(error) => last = io_why(error),
+                match connect_tcp(address, host, tls).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(why) => last = why,
                 }
             }
             Err(last)
@@ -101,7 +102,19 @@ async fn connect(server: &Server) -> Result<Box<dyn Stream>, Why> {
     }
 }
 
-async fn connect_tcp(address: std::net::SocketAddr) -> io::Result<TcpStream> {
+async fn connect_tcp(
+    address: std::net::SocketAddr,
+    host: &str,
+    tls: Option<&Connector>,
+) -> Result<Box<dyn Stream>, Why> {
+    let stream = open_socket(address).await.map_err(io_why)?;
+    Ok(match tls {
+        Some(tls) => Box::new(tls.connect(host, stream).await?),
+        None => Box::new(stream),
+    })
+}
+
+async fn open_socket(address: std::net::SocketAddr) -> io::Result<TcpStream> {
     let socket = match address {
         std::net::SocketAddr::V4(_) => TcpSocket::new_v4()?,
         std::net::SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -113,8 +126,11 @@ async fn connect_tcp(address: std::net::SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// What an operating system's error says about the connection.
+/// What a stream's error says about the connection.
 pub(crate) fn io_why(error: io::Error) -> Why {
+    if let Some(error) = tls::rustls_error(&error) {
+        return tls::why(error, "redis.ssl");
+    }
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Why::Refused,
         io::ErrorKind::ConnectionReset

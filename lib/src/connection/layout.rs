@@ -61,6 +61,21 @@ pub(crate) async fn agree_on(
     }
 }
 
+/// Has the server know all scripts.
+pub(crate) async fn load_scripts(setup: &mut Dialogue, context: &Context) -> Result<(), Why> {
+    let mut output = Vec::new();
+    scripts::load_all(&mut Commands::new(&mut output));
+    setup.write(&output).await?;
+    for (script, _) in Script::ALL {
+        let reply = setup.read().await?;
+        ok(&reply)?;
+        if !context.scripts.learn(*script, &reply) {
+            return Err(Why::Protocol("SCRIPT LOAD".into()));
+        }
+    }
+    Ok(())
+}
+
 /// A foreign value at `meta` must not keep the storage away from its data.
 async fn quarantine(setup: &mut Dialogue, context: &Context, meta: &[u8]) -> Result<(), Why> {
     let mut output = Vec::new();

@@ -14,9 +14,9 @@ pub use layout::{ENCODING_VERSION, LAYOUT_VERSION};
 use crate::config::{self, Server, Topology};
 use crate::context::Context;
 use crate::error::Why;
-use crate::resp::{Commands, Frame};
-use crate::scripts::{self, Script};
+use crate::resp::Frame;
 use crate::server::ServerReport;
+use crate::tls::Connector;
 
 /// A connection that is ready for requests.
 pub(crate) struct Opened {
@@ -54,12 +54,13 @@ pub(crate) struct Identity {
 /// would do older writes after newer ones: they are closed there first.
 pub(crate) async fn open(
     config: &config::Redis,
+    tls: Option<&Connector>,
     context: &Context,
     server: &Server,
     lost: &[Identity],
 ) -> Result<Opened, Why> {
     let opening = async {
-        let mut setup = Dialogue::connect(server).await?;
+        let mut setup = Dialogue::connect(server, tls).await?;
         prepare(&mut setup, config).await?;
         let (report, run) = inspect_server(&mut setup).await?;
         if config.topology == Topology::Sentinel && report.role.as_deref() != Some("master") {
@@ -68,7 +69,7 @@ pub(crate) async fn open(
         let identity = identify(&mut setup, run).await?;
         let closed_lost = close_lost(&mut setup, lost, identity.as_ref()).await?;
         let times = ask_time(&mut setup).await?;
-        load_scripts(&mut setup, context).await?;
+        layout::load_scripts(&mut setup, context).await?;
         // In a cluster one server alone has `meta`: whoever looks the cluster up reads it there.
         if config.topology != Topology::Cluster {
             layout::check(&mut setup, context).await?;
@@ -126,20 +127,6 @@ async fn ask_time(setup: &mut Dialogue) -> Result<Vec<TimeSample>, Why> {
         });
     }
     Ok(samples)
-}
-
-async fn load_scripts(setup: &mut Dialogue, context: &Context) -> Result<(), Why> {
-    let mut output = Vec::new();
-    scripts::load_all(&mut Commands::new(&mut output));
-    setup.write(&output).await?;
-    for (script, _) in Script::ALL {
-        let reply = setup.read().await?;
-        ok(&reply)?;
-        if !context.scripts.learn(*script, &reply) {
-            return Err(Why::Protocol("SCRIPT LOAD".into()));
-        }
-    }
-    Ok(())
 }
 
 /// What the server calls this connection, as far as the user may know.

@@ -140,6 +140,7 @@ impl Dispatcher {
             return false;
         }
         let (config, context) = (self.config.clone(), self.context.clone());
+        let tls = self.tls.clone();
         let (server, version) = (self.links[&id].server.clone(), self.version);
         let lost = self.lost.iter().filter(|(at, _)| *at == server);
         let closing: Vec<Identity> = lost.map(|(_, identity)| identity.clone()).collect();
@@ -149,7 +150,7 @@ impl Dispatcher {
         link.closing.clone_from(&closing);
         link.version = version;
         let opening: Opening = Box::pin(async move {
-            connection::open(&config.redis, &context, &server, &closing).await
+            connection::open(&config.redis, tls.as_ref(), &context, &server, &closing).await
         });
         link.state = State::Opening(opening);
         true

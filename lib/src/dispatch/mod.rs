@@ -32,6 +32,7 @@ use crate::context::Context;
 use crate::error::{Error, Why};
 use crate::queue::{Control, Queue, Taken};
 use crate::request::Request;
+use crate::tls::Connector;
 use crate::topology::{Lookout, View};
 
 use flight::Flight;
@@ -55,6 +56,7 @@ pub(crate) struct Dispatcher {
     config: Arc<Config>,
     /// Counts the settings that were applied.
     version: u64,
+    tls: Option<Connector>,
     lookout: Lookout,
     status: Arc<Mutex<Vec<LinkStatus>>>,
     flight: Flight,
@@ -87,6 +89,7 @@ impl Dispatcher {
             flight: Flight::new(context.clone()),
             context,
             version: 0,
+            tls: None,
             lookout,
             status,
             links: BTreeMap::new(),
@@ -169,12 +172,16 @@ impl Dispatcher {
         self.version += 1;
         self.flight.grace = config.redis.outage_grace;
         self.flight.tracks.shares_query = config.redis.pool_size == 1;
-        self.lookout.reconfigure(&config);
+        if self.config.redis.ssl != config.redis.ssl || self.version == 1 {
+            self.tls = Connector::new(&config.redis.ssl, "redis.ssl");
+        }
+        self.config = Arc::new(config);
+        self.lookout.reconfigure(self.config.clone());
+        let config = &self.config;
         let view = match (config.redis.topology, config.redis.servers.first()) {
             (Topology::Single, Some(server)) => Some(View::Master(server.clone())),
             _ => None,
         };
-        self.config = Arc::new(config);
         match view {
             Some(view) => self.adopt(view, true),
             None => self.publish(),

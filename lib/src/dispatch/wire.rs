@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::flight::Flight;
+use super::holds::TrackId;
 use crate::connection::{io_why, Stream};
 use crate::context::Context;
 use crate::error::Why;
@@ -110,6 +111,7 @@ impl Wire {
         &mut self,
         task: &mut TaskContext<'_>,
         flight: &mut Flight,
+        id: TrackId,
     ) -> Result<bool, Why> {
         let mut read = false;
         for _ in 0..READS {
@@ -123,7 +125,7 @@ impl Wire {
                     read = true;
                     self.context.metrics.add(Counter::BytesIn, count as u64);
                     self.last_read = Instant::now();
-                    self.dispatch(flight)?;
+                    self.dispatch(flight, id)?;
                 }
                 Poll::Ready(Err(error)) => return Err(io_why(error)),
                 Poll::Pending => break,
@@ -136,7 +138,7 @@ impl Wire {
     }
 
     /// Hands over all replies that are whole.
-    fn dispatch(&mut self, flight: &mut Flight) -> Result<(), Why> {
+    fn dispatch(&mut self, flight: &mut Flight, id: TrackId) -> Result<(), Why> {
         let protocol = |bad: crate::resp::Malformed| Why::Protocol(bad.0.into());
         let mut whole = 0;
         while let Some(length) = self.scanner.scan(&self.input[whole..]).map_err(protocol)? {
@@ -149,7 +151,7 @@ impl Wire {
         let mut at = 0;
         while at < whole {
             let frame = Frame::parse(&replies, &mut at).map_err(protocol)?;
-            if !flight.reply(frame) {
+            if !flight.reply(id, frame) {
                 return Err(Why::Protocol("a reply that nothing asked for".into()));
             }
         }

@@ -12,9 +12,10 @@ use crate::config::{Redis, Server};
 use crate::connection::{layout, ok, Dialogue};
 use crate::context::Context;
 use crate::error::Why;
-use crate::keys::key_slot;
+use crate::hash_slot::hash_slot;
 use crate::resp::Frame;
 use crate::slots::SLOTS;
+use crate::tls::Connector;
 
 /// A node that answers no sooner is as good as gone.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -30,6 +31,7 @@ pub(super) struct Nodes {
     known: Vec<Server>,
     open: Option<(Server, Dialogue)>,
     made_with: Option<Redis>,
+    tls: Option<Connector>,
     next: usize,
     epoch: u64,
     /// Whether `meta` was read.
@@ -46,6 +48,7 @@ impl Nodes {
         if self.made_with.as_ref() != Some(config) {
             *self = Nodes {
                 made_with: Some(config.clone()),
+                tls: Connector::new(&config.ssl, "redis.ssl"),
                 is_checked: self.is_checked,
                 ..Nodes::default()
             };
@@ -57,7 +60,7 @@ impl Nodes {
                     self.epoch = map.epoch;
                     self.known = known;
                     if !self.is_checked {
-                        check_layout(config, context, &map).await?;
+                        check_layout(config, self.tls.as_ref(), context, &map).await?;
                         self.is_checked = true;
                     }
                     return Ok(Arc::new(map));
@@ -93,7 +96,7 @@ impl Nodes {
     ) -> Result<(SlotMap, Vec<Server>), Why> {
         let mut dialogue = match self.open.take() {
             Some((open, dialogue)) if open == *server => dialogue,
-            _ => connect(config, server).await?,
+            _ => connect(config, self.tls.as_ref(), server).await?,
         };
         let answer = timeout(PATIENCE, ask_for_slots(&mut dialogue, server)).await;
         let found = answer.unwrap_or(Err(Why::ConnectTimeout))?;
@@ -102,9 +105,13 @@ impl Nodes {
     }
 }
 
-async fn connect(config: &Redis, server: &Server) -> Result<Dialogue, Why> {
+async fn connect(
+    config: &Redis,
+    tls: Option<&Connector>,
+    server: &Server,
+) -> Result<Dialogue, Why> {
     let opening = async {
-        let mut dialogue = Dialogue::connect(server, &config.ssl).await?;
+        let mut dialogue = Dialogue::connect(server, tls).await?;
         let user = config.username.as_deref();
         dialogue.log_in(user, config.password.as_ref()).await?;
         Ok(dialogue)
@@ -196,25 +203,31 @@ fn node_server(node: &Frame, asked: &Server) -> Option<Server> {
 }
 
 /// Reads `meta` where it is, and learns from it into how many shards the routes are cut.
-async fn check_layout(config: &Redis, context: &Context, map: &SlotMap) -> Result<(), Why> {
-    let slot = key_slot(&context.keys.meta());
+async fn check_layout(
+    config: &Redis,
+    tls: Option<&Connector>,
+    context: &Context,
+    map: &SlotMap,
+) -> Result<(), Why> {
+    let slot = hash_slot(&context.keys.meta());
     let mut masters = map.masters.iter();
     let owner = masters.find(|(_, ranges)| ranges.iter().any(|range| range.contains(&slot)));
     let Some((server, _)) = owner else {
         return Err(Why::ClusterDown("the slot of `meta` is not served".into()));
     };
     let checking = async {
-        let mut dialogue = connect(config, server).await?;
+        let mut dialogue = connect(config, tls, server).await?;
         layout::load_scripts(&mut dialogue, context).await?;
         layout::check(&mut dialogue, context).await?;
         let field = "route_shards";
         let shards = layout::agree_on(&mut dialogue, context, field, ROUTE_SHARDS).await?;
-        match shards.map(u16::try_from) {
-            Some(Ok(shards @ 1..=1024)) => context.keys.learn_shards(shards),
-            Some(_) => return Err(Why::Layout("`meta` holds a bad number of route shards".into())),
-            None => {}
+        let learnt = shards.is_none_or(|shards| {
+            u16::try_from(shards).is_ok_and(|shards| context.keys.learn_shards(shards))
+        });
+        match learnt {
+            true => Ok(()),
+            false => Err(Why::Layout("`meta` holds a bad number of route shards".into())),
         }
-        Ok(())
     };
     let checked = timeout(config.connect_timeout, checking).await;
     checked.unwrap_or(Err(Why::ConnectTimeout))

@@ -12,6 +12,7 @@ use tokio::sync::{watch, Notify};
 use crate::config::{Config, Server, Topology};
 use crate::context::Context;
 use crate::error::Why;
+use crate::queue::{Control, Queue};
 
 /// What is known of who serves what.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,26 +40,21 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Not more often than that, whatever the reason; jittered, so that many nodes do not ask at once.
 const PAUSE: Duration = Duration::from_millis(80);
 
-/// Between who looks and who uses what is found.
+/// Looks for who serves what, and tells the dispatcher through its queue.
 #[derive(Clone)]
 pub(crate) struct Lookout {
-    view: watch::Sender<View>,
-    config: watch::Sender<Config>,
+    queue: Arc<Queue>,
+    config: watch::Sender<Arc<Config>>,
     hurry: Arc<Notify>,
 }
 
 impl Lookout {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, queue: Arc<Queue>) -> Self {
         Lookout {
-            view: watch::Sender::new(first_view(config)),
-            config: watch::Sender::new(config.clone()),
+            queue,
+            config: watch::Sender::new(Arc::new(config.clone())),
             hurry: Arc::new(Notify::new()),
         }
-    }
-
-    /// What is known, now and later.
-    pub(crate) fn views(&self) -> watch::Receiver<View> {
-        self.view.subscribe()
     }
 
     /// There is a reason to look.
@@ -67,54 +63,55 @@ impl Lookout {
     }
 
     /// The settings have changed.
-    pub(crate) fn reconfigure(&self, config: &Config) {
-        self.config.send_replace(config.clone());
-        if config.redis.topology == Topology::Single {
-            self.view.send_replace(first_view(config));
-        }
+    pub(crate) fn reconfigure(&self, config: Arc<Config>) {
+        self.config.send_replace(config);
         self.hurry();
     }
 
     /// Looks until the task is aborted.
     pub(crate) async fn run(self, context: Arc<Context>) {
         let mut looker = Looker::default();
+        let mut view = View::Unknown(Why::Connecting);
+        let mut looked_with = self.config.borrow().clone();
         loop {
             let config = self.config.borrow().clone();
-            let begun = Instant::now();
-            match config.redis.topology {
-                Topology::Single => {}
+            if config.redis != looked_with.redis {
+                view = View::Unknown(Why::Connecting);
+            }
+            looked_with = config.clone();
+            let found = match config.redis.topology {
+                // What the settings say is all there is to know.
+                Topology::Single => None,
                 Topology::Sentinel => {
                     let found = looker.sentinel.look(&config.redis).await;
-                    self.publish(found.map(View::Master));
+                    Some(found.map(View::Master))
                 }
                 Topology::Cluster => {
                     let found = looker.cluster.look(&config.redis, &context).await;
-                    self.publish(found.map(View::Cluster));
+                    Some(found.map(View::Cluster))
                 }
+            };
+            if let Some(found) = found {
+                self.tell(&mut view, found);
             }
-            let jitter = Duration::from_millis(begun.elapsed().subsec_nanos() as u64 % 40);
+            let jitter = Duration::from_millis(u64::from(Instant::now().elapsed().subsec_nanos()) % 40);
             tokio::time::sleep(PAUSE + jitter).await;
             let _ = tokio::time::timeout(PERIOD, self.hurry.notified()).await;
         }
     }
 
-    /// What was known stays known when nobody can be asked.
-    fn publish(&self, found: Result<View, Why>) {
-        self.view.send_if_modified(|view| {
-            let found = match found {
-                Ok(found) => found,
-                Err(why) => match view {
-                    View::Unknown(_) => View::Unknown(why),
-                    _ => return false,
-                },
-            };
-            let differs = *view != found;
-            if differs {
-                tell(&found);
-                *view = found;
-            }
-            differs
-        });
+    /// Tells what is new. What was known stays known when nobody can be asked.
+    fn tell(&self, view: &mut View, found: Result<View, Why>) {
+        let found = match found {
+            Ok(found) => found,
+            Err(_) if !matches!(view, View::Unknown(_)) => return,
+            Err(why) => View::Unknown(why),
+        };
+        if *view != found {
+            log(&found);
+            view.clone_from(&found);
+            self.queue.control(Control::View(found));
+        }
     }
 }
 
@@ -124,14 +121,7 @@ struct Looker {
     cluster: cluster::Nodes,
 }
 
-fn first_view(config: &Config) -> View {
-    match (config.redis.topology, config.redis.servers.first()) {
-        (Topology::Single, Some(server)) => View::Master(server.clone()),
-        _ => View::Unknown(Why::Connecting),
-    }
-}
-
-fn tell(view: &View) {
+fn log(view: &View) {
     match view {
         View::Unknown(why) => tracing::warn!(why = %why, "no master is known"),
         View::Master(server) => tracing::info!(master = %server, "the sentinels name a master"),

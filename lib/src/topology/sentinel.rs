@@ -8,6 +8,7 @@ use crate::config::{Redis, Server};
 use crate::connection::{ok, Dialogue};
 use crate::error::Why;
 use crate::resp::Frame;
+use crate::tls::Connector;
 
 /// A sentinel that answers no sooner is as good as gone.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -19,6 +20,7 @@ pub(super) struct Sentinels {
     open: Option<(usize, Dialogue)>,
     /// The settings that the connection was made with.
     made_with: Option<Redis>,
+    tls: Option<Connector>,
     /// Which one is asked next.
     next: usize,
     /// The highest epoch that a sentinel has named with a master. One that names a lower one was cut off
@@ -33,6 +35,7 @@ impl Sentinels {
         if self.made_with.as_ref() != Some(config) {
             *self = Sentinels {
                 made_with: Some(config.clone()),
+                tls: Connector::new(&config.sentinel_ssl, "redis.sentinel_ssl"),
                 ..Sentinels::default()
             };
         }
@@ -58,7 +61,7 @@ impl Sentinels {
         let name = config.sentinel.as_deref().unwrap_or_default();
         let mut dialogue = match self.open.take() {
             Some((open, dialogue)) if open == number => dialogue,
-            _ => connect(config, number).await?,
+            _ => connect(config, self.tls.as_ref(), number).await?,
         };
         let answer = timeout(PATIENCE, ask_for_master(&mut dialogue, name)).await;
         let found = answer.unwrap_or(Err(Why::ConnectTimeout));
@@ -68,10 +71,14 @@ impl Sentinels {
     }
 }
 
-async fn connect(config: &Redis, number: usize) -> Result<Dialogue, Why> {
+async fn connect(
+    config: &Redis,
+    tls: Option<&Connector>,
+    number: usize,
+) -> Result<Dialogue, Why> {
     let server = &config.servers[number];
     let opening = async {
-        let mut dialogue = Dialogue::connect(server, &config.sentinel_ssl).await?;
+        let mut dialogue = Dialogue::connect(server, tls).await?;
         let (user, password) = (&config.sentinel_username, &config.sentinel_password);
         dialogue.log_in(user.as_deref(), password.as_ref()).await?;
         Ok(dialogue)

@@ -136,6 +136,11 @@ impl Operation for Query {
         })
     }
 
+    /// Nobody knows what a command of a caller does.
+    fn may_repeat(&self) -> bool {
+        false
+    }
+
     fn size(&self) -> usize {
         let arguments = self.commands.iter().flatten();
         arguments.map(|argument| argument.len() + 24).sum()

@@ -11,6 +11,7 @@ pub mod connection;
 pub mod context;
 pub mod engine;
 pub mod error;
+pub mod hash_slot;
 mod internal;
 pub mod keys;
 pub mod lane;

@@ -91,6 +91,19 @@ pub(crate) fn fenced(reply: Frame, done: impl FnOnce(i64) -> Step) -> Step {
     }
 }
 
+/// Whether an error says that the keys are, or may be, on another server of the cluster: whoever is answered so
+/// has changed nothing that doing it again would not put right.
+#[allow(dead_code)]
+pub(crate) fn is_elsewhere(reply: &Frame) -> bool {
+    reply.error().is_some_and(|text| {
+        [&b"MOVED "[..], b"ASK ", b"TRYAGAIN ", b"CLUSTERDOWN "]
+            .iter()
+            .any(|code| text.starts_with(code))
+            // A script that met a key that has moved already.
+            || has(text, b"access a non local key")
+    })
+}
+
 /// The elements of an array of strings.
 pub(crate) fn strings(reply: Frame) -> Option<Vec<bytes::Bytes>> {
     let Frame::Array(elements) = reply else {
@@ -110,8 +123,11 @@ pub(crate) fn done() -> Step {
 }
 
 fn is_foreign(text: &[u8]) -> bool {
-    let has = |word: &[u8]| text.windows(word.len()).any(|window| window == word);
-    has(b"WRONGTYPE") || has(b"not an integer")
+    has(text, b"WRONGTYPE") || has(text, b"not an integer")
+}
+
+fn has(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len()).any(|window| window == word)
 }
 
 /// An error within a script stands in a longer text; before Redis 7 without the code in front.
@@ -123,10 +139,7 @@ fn script_error(text: &[u8]) -> Error {
         }
     }
     // Redis 7 leaves the code out where a user may not run a command within a script.
-    if text
-        .windows(28)
-        .any(|window| window == b"The user executing the scrip")
-    {
+    if has(text, b"The user executing the scrip") {
         return Error::from_reply(
             &[b"NOPERM ", text.strip_prefix(b"ERR ").unwrap_or(text)].concat(),
         );

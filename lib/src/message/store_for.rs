@@ -119,6 +119,14 @@ impl Operation for StoreMessageFor {
         }
     }
 
+    fn is_write(&self) -> bool {
+        true
+    }
+
+    fn may_repeat(&self) -> bool {
+        self.stores.iter().all(Operation::may_repeat)
+    }
+
     fn size(&self) -> usize {
         self.stores.iter().map(Operation::size).sum()
     }

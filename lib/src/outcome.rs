@@ -91,17 +91,12 @@ pub(crate) fn fenced(reply: Frame, done: impl FnOnce(i64) -> Step) -> Step {
     }
 }
 
-/// Whether an error says that the keys are, or may be, on another server of the cluster: whoever is answered so
-/// has changed nothing that doing it again would not put right.
-#[allow(dead_code)]
-pub(crate) fn is_elsewhere(reply: &Frame) -> bool {
-    reply.error().is_some_and(|text| {
-        [&b"MOVED "[..], b"ASK ", b"TRYAGAIN ", b"CLUSTERDOWN "]
-            .iter()
-            .any(|code| text.starts_with(code))
-            // A script that met a key that has moved already.
-            || has(text, b"access a non local key")
-    })
+/// Whether an error says that the keys of a command are on another server of the cluster, or may be; nothing was
+/// done.
+pub(crate) fn is_redirect(reply: &Frame) -> bool {
+    let codes = [&b"MOVED "[..], b"ASK ", b"TRYAGAIN ", b"CLUSTERDOWN "];
+    let has_code = |text: &[u8]| codes.iter().any(|code| text.starts_with(code));
+    reply.error().is_some_and(has_code)
 }
 
 /// The elements of an array of strings.

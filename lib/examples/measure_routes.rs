@@ -35,7 +35,7 @@ end
 return reply";
 
 fn main() {
-    let keys = Keys::default();
+    let keys = Keys::new("");
     println!(
         "match and scan: µs at the server / µs of the round trip; add and delete: µs at the server"
     );
@@ -61,13 +61,13 @@ fn main() {
             .collect();
         let matches: Vec<ScriptCall> = names
             .iter()
-            .map(|name| route_scripts::match_routes(&keys, name))
+            .map(|name| route_scripts::match_routes(&keys, 0, name))
             .collect();
         let (server_us, trip_us, replies) = run(&mut redis, Script::MatchRoutes.text(), &matches);
         let scans: Vec<ScriptCall> = matches[..(2_000_000 / count).clamp(5, 500) as usize]
             .iter()
             .map(|call| ScriptCall {
-                keys: vec![call.keys[0].clone(), keys.wildcards()],
+                keys: vec![call.keys[0].clone(), keys.wildcards(0)],
                 args: vec![call.args[0].clone()],
             })
             .collect();
@@ -109,7 +109,7 @@ fn measure_worst_cases(keys: &Keys) {
         let before = memory(&mut redis);
         let (add, _, _) = run(&mut redis, Script::AddRoute.text(), &adds);
         let kib = (memory(&mut redis) - before) / 1024;
-        let matches = vec![route_scripts::match_routes(keys, name); 20];
+        let matches = vec![route_scripts::match_routes(keys, 0, name); 20];
         let (server_us, _, replies) = run(&mut redis, Script::MatchRoutes.text(), &matches);
         let (delete, _, _) = run(&mut redis, Script::DeleteRoute.text(), &deletes);
         let hits = replies / 2 / matches.len();

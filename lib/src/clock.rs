@@ -79,6 +79,16 @@ impl Clock {
         let now = self.offset.load(Relaxed) + self.start.elapsed().as_micros() as i64;
         self.last.fetch_max(now, Relaxed).max(now)
     }
+
+    /// Microseconds since 1970 on the clock by which the server expires keys.
+    pub fn server_micros(&self) -> i64 {
+        self.now_micros()
+    }
+
+    /// The millisecond, on the clock by which the server expires keys, in which `ttl` seconds are over.
+    pub fn expires_at(&self, ttl: u64) -> i64 {
+        self.server_micros() / 1000 + ttl as i64 * 1000
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,23 @@
 //! Commands that callers write themselves.
 
+mod first_key;
+mod units;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
 use crate::context::Context;
 use crate::error::Error;
 use crate::metrics::OperationKind;
+use crate::outcome::is_redirect;
 use crate::request::{Affinity, Answer, Operation, Step};
 use crate::resp::{Commands, Frame};
 
+use units::{by_slot, slot_of, units};
+
 /// Commands that change the state of a connection, or hold it up, for everyone who shares it.
 const NOT_ALLOWED: &[&[u8]] = &[
+    b"ASKING",
     b"AUTH",
     b"BLMOVE",
     b"BLMPOP",
@@ -26,6 +36,8 @@ const NOT_ALLOWED: &[&[u8]] = &[
     b"PSYNC",
     b"PUNSUBSCRIBE",
     b"QUIT",
+    b"READONLY",
+    b"READWRITE",
     b"RESET",
     b"SELECT",
     b"SSUBSCRIBE",
@@ -39,10 +51,19 @@ const NOT_ALLOWED: &[&[u8]] = &[
     b"WATCH",
 ];
 
-/// Commands sent as they are: one, or several in one go.
+/// Commands sent as they are: one, or several in one go. In a cluster, each goes to the owner of its first key.
 pub struct Query {
-    commands: Vec<Vec<Vec<u8>>>,
+    commands: Vec<Command>,
     is_pipeline: bool,
+    /// Where the commands of each part stand, once they were split off.
+    parts: Vec<Vec<usize>>,
+    /// What is asked again, one by one, since its slot had moved; the replies to it are to be replaced.
+    again: Option<Again>,
+}
+
+struct Again {
+    replies: Vec<Frame>,
+    units: VecDeque<Range<usize>>,
 }
 
 /// One command: its name and its arguments.
@@ -52,10 +73,7 @@ impl Query {
     /// One command.
     pub fn one(command: Command) -> Result<Self, Error> {
         allowed(&command)?;
-        Ok(Query {
-            commands: vec![command],
-            is_pipeline: false,
-        })
+        Ok(Query::of(vec![command], false))
     }
 
     /// Several commands, answered one by one. `MULTI` … `EXEC` is allowed within.
@@ -72,10 +90,49 @@ impl Query {
         if open {
             return Err(Error::NotAllowed("MULTI without EXEC".into()));
         }
-        Ok(Query {
+        Ok(Query::of(commands, true))
+    }
+
+    fn of(commands: Vec<Command>, is_pipeline: bool) -> Self {
+        Query {
             commands,
-            is_pipeline: true,
-        })
+            is_pipeline,
+            parts: Vec::new(),
+            again: None,
+        }
+    }
+
+    /// What the current step asks.
+    fn step(&self) -> &[Command] {
+        let unit = self.again.as_ref().and_then(|again| again.units.front());
+        match unit {
+            Some(unit) => &self.commands[unit.clone()],
+            None => &self.commands,
+        }
+    }
+
+    /// Takes the replies to the current step in; the replies to all commands once they are complete.
+    fn complete(&mut self, replies: Vec<Frame>) -> Option<Vec<Frame>> {
+        let Some(mut again) = self.again.take() else {
+            if !self.takes_redirects() {
+                return Some(replies);
+            }
+            let moved = |unit: &Range<usize>| replies[unit.clone()].iter().any(is_redirect);
+            let units: VecDeque<_> = units(&self.commands).into_iter().filter(moved).collect();
+            if units.is_empty() {
+                return Some(replies);
+            }
+            self.again = Some(Again { replies, units });
+            return None;
+        };
+        if let Some(unit) = again.units.pop_front() {
+            again.replies.splice(unit, replies);
+        }
+        if again.units.is_empty() {
+            return Some(again.replies);
+        }
+        self.again = Some(again);
+        None
     }
 }
 
@@ -117,7 +174,7 @@ impl Operation for Query {
     }
 
     fn encode(&mut self, _: &Context, commands: &mut Commands<'_>) {
-        for command in &self.commands {
+        for command in self.step() {
             commands.begin(command.len());
             for argument in command {
                 commands.arg(argument);
@@ -125,7 +182,10 @@ impl Operation for Query {
         }
     }
 
-    fn decode(&mut self, _: &Context, mut replies: Vec<Frame>) -> Step {
+    fn decode(&mut self, _: &Context, replies: Vec<Frame>) -> Step {
+        let Some(mut replies) = self.complete(replies) else {
+            return Step::Again;
+        };
         if self.is_pipeline {
             return Step::Done(Ok(Answer::Replies(replies)));
         }
@@ -134,6 +194,57 @@ impl Operation for Query {
             Some(reply) => Ok(Answer::Reply(reply)),
             None => Err(Error::unexpected_reply("query")),
         })
+    }
+
+    fn slot(&self, _: &Context) -> Option<u16> {
+        slot_of(self.step())
+    }
+
+    /// The commands of a pipeline are not one atomic unit: those that were done are not done again.
+    fn takes_redirects(&self) -> bool {
+        self.again.is_none() && units(&self.commands).len() > 1
+    }
+
+    fn split(&mut self, context: &Context) -> Option<Vec<Box<dyn Operation>>> {
+        if !context.keys.is_clustered() {
+            return None;
+        }
+        let parts = by_slot(&self.commands);
+        if parts.len() < 2 {
+            return None;
+        }
+        self.parts = parts;
+        let mut commands = std::mem::take(&mut self.commands);
+        let part = |positions: &Vec<usize>| {
+            let own = positions
+                .iter()
+                .map(|at| std::mem::take(&mut commands[*at]));
+            Box::new(Query::of(own.collect(), true)) as Box<dyn Operation>
+        };
+        Some(self.parts.iter().map(part).collect())
+    }
+
+    fn join(&mut self, results: Vec<Result<Answer, Error>>) -> Result<Answer, Error> {
+        let any_done = results.iter().any(Result::is_ok);
+        let mut all = vec![Frame::Nil; self.parts.iter().map(Vec::len).sum()];
+        for (positions, result) in self.parts.iter().zip(results) {
+            match result {
+                Ok(Answer::Replies(replies)) if replies.len() == positions.len() => {
+                    for (at, reply) in positions.iter().zip(replies) {
+                        all[*at] = reply;
+                    }
+                }
+                Ok(_) => return Err(Error::unexpected_reply("pipeline")),
+                Err(error) if any_done => return Err(error.once_begun()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Answer::Replies(all))
+    }
+
+    /// Nobody knows what a command of a caller does.
+    fn may_repeat(&self) -> bool {
+        false
     }
 
     fn size(&self) -> usize {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::Clock;
-use crate::config::{Config, Ttl};
+use crate::config::{Config, Topology, Ttl};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::order::Sequencer;
@@ -40,8 +40,12 @@ const FOREVER: u64 = u64::MAX;
 impl Context {
     /// The context of a storage with this configuration on the named node.
     pub fn new(config: &Config, node: Vec<u8>) -> Self {
+        let prefix = config.key_prefix.as_bytes();
         let context = Context {
-            keys: Keys::new(config.key_prefix.as_bytes()),
+            keys: match config.redis.topology {
+                Topology::Cluster => Keys::clustered(prefix),
+                Topology::Single | Topology::Sentinel => Keys::new(prefix),
+            },
             node,
             clock: Clock::default(),
             sequencer: Sequencer::default(),

@@ -153,6 +153,17 @@ impl Error {
         }
     }
 
+    /// What it is for an operation of which another part, or an earlier step, was done: no error is left that
+    /// says that nothing was changed.
+    pub fn once_begun(self) -> Error {
+        match self {
+            Error::Unavailable(why) => Error::Unknown(why),
+            Error::Stopped => Error::Unknown(Why::Stopped),
+            Error::Cancelled => Error::Unknown(Why::Cancelled),
+            other => other,
+        }
+    }
+
     /// The defect that a reply of an unexpected shape is.
     pub fn unexpected_reply(operation: &str) -> Error {
         Error::Internal(format!("{operation}: unexpected reply"))

@@ -12,6 +12,7 @@ pub mod context;
 pub mod dispatch;
 pub mod engine;
 pub mod error;
+pub mod hash_slot;
 mod internal;
 pub mod keys;
 pub mod message;

@@ -15,10 +15,11 @@ use crate::outcome::TypedKeys;
 
 /// The keys that all of one client's messages share.
 fn shared_keys(context: &Context, client: &[u8]) -> TypedKeys {
+    let slot = context.keys.client_slot(client);
     vec![
         (context.keys.queue(client), "zset"),
-        (context.keys.messages_index(), "zset"),
-        (context.keys.messages_expiry(), "zset"),
+        (context.keys.messages_index(slot), "zset"),
+        (context.keys.messages_expiry(slot), "zset"),
     ]
 }
 

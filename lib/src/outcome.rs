@@ -91,6 +91,14 @@ pub(crate) fn fenced(reply: Frame, done: impl FnOnce(i64) -> Step) -> Step {
     }
 }
 
+/// Whether an error says that the keys of a command are on another server of the cluster, or may be; nothing was
+/// done.
+pub(crate) fn is_redirect(reply: &Frame) -> bool {
+    let codes = [&b"MOVED "[..], b"ASK ", b"TRYAGAIN ", b"CLUSTERDOWN "];
+    let has_code = |text: &[u8]| codes.iter().any(|code| text.starts_with(code));
+    reply.error().is_some_and(has_code)
+}
+
 /// The elements of an array of strings.
 pub(crate) fn strings(reply: Frame) -> Option<Vec<bytes::Bytes>> {
     let Frame::Array(elements) = reply else {
@@ -110,8 +118,11 @@ pub(crate) fn done() -> Step {
 }
 
 fn is_foreign(text: &[u8]) -> bool {
-    let has = |word: &[u8]| text.windows(word.len()).any(|window| window == word);
-    has(b"WRONGTYPE") || has(b"not an integer")
+    has(text, b"WRONGTYPE") || has(text, b"not an integer")
+}
+
+fn has(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len()).any(|window| window == word)
 }
 
 /// An error within a script stands in a longer text; before Redis 7 without the code in front.
@@ -123,10 +134,7 @@ fn script_error(text: &[u8]) -> Error {
         }
     }
     // Redis 7 leaves the code out where a user may not run a command within a script.
-    if text
-        .windows(28)
-        .any(|window| window == b"The user executing the scrip")
-    {
+    if has(text, b"The user executing the scrip") {
         return Error::from_reply(
             &[b"NOPERM ", text.strip_prefix(b"ERR ").unwrap_or(text)].concat(),
         );

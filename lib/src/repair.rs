@@ -2,8 +2,12 @@
 //! the way, so that the operation works when it is tried again, and what the routes' trie lost with
 //! that is put back.
 
+use bytes::Bytes;
+
 use crate::context::Context;
 use crate::error::Error;
+use crate::hash_slot::hash_slot;
+use crate::keys::Keys;
 use crate::metrics::{Counter, OperationKind};
 use crate::outcome::{strings, TypedKeys};
 use crate::request::{Affinity, Operation, Step};
@@ -24,6 +28,8 @@ pub(crate) struct Repair {
     affinity: Vec<u64>,
     keys: TypedKeys,
     error: Error,
+    /// The route shard whose routes are put back.
+    shard: u16,
     phase: Phase,
 }
 
@@ -47,7 +53,15 @@ impl Repair {
             affinity,
             keys,
             error,
+            shard: 0,
             phase: Phase::Quarantine,
+        }
+    }
+
+    fn shard_of_keys(&self, keys: &Keys) -> Option<u16> {
+        match keys.is_clustered() {
+            true => keys.shard_in(hash_slot(&self.keys.first()?.0)),
+            false => Some(0),
         }
     }
 
@@ -69,15 +83,18 @@ impl Repair {
         for key in &moved {
             tracing::warn!(key = %key.escape_ascii(), "a foreign value stood at this key; it was moved to `foreign:…` for a week");
         }
-        let (trie, parts) = (context.keys.trie(), context.keys.trie_routes(b""));
-        if moved
-            .iter()
-            .any(|key| **key == *trie || key.starts_with(&parts))
-        {
-            self.phase = Phase::ReadRoutes;
-            return Step::Again;
+        let Some(shard) = self.shard_of_keys(&context.keys) else {
+            return self.done();
+        };
+        let trie = context.keys.trie(shard);
+        let parts = context.keys.trie_routes(shard, b"");
+        let is_of_trie = |key: &Bytes| **key == *trie || key.starts_with(&parts);
+        if !moved.iter().any(is_of_trie) {
+            return self.done();
         }
-        self.done()
+        self.shard = shard;
+        self.phase = Phase::ReadRoutes;
+        Step::Again
     }
 
     fn decode_routes(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
@@ -106,15 +123,15 @@ impl Operation for Repair {
         match &self.phase {
             Phase::Quarantine => {
                 let keys: Vec<&[u8]> = self.keys.iter().map(|(key, _)| key.as_slice()).collect();
-                let arguments = 2 + keys.len();
+                let arguments = 1 + 2 * keys.len();
                 let out = scripts::call(context, commands, Script::Quarantine, &keys, arguments);
-                out.arg(context.keys.prefix()).int(KEPT_MS);
-                for (_, kind) in &self.keys {
-                    out.arg(kind.as_bytes());
+                out.int(KEPT_MS);
+                for (key, kind) in &self.keys {
+                    out.arg(kind.as_bytes()).arg(&context.keys.foreign(key));
                 }
             }
             Phase::ReadRoutes => {
-                commands.command(&[b"ZRANGE", &context.keys.wildcards(), b"0", b"-1"]);
+                commands.command(&[b"ZRANGE", &context.keys.wildcards(self.shard), b"0", b"-1"]);
             }
             Phase::AddRoutes(routes) => {
                 let now = (context.clock.now_micros() / 1000).max(0) as u64;
@@ -146,6 +163,11 @@ impl Operation for Repair {
                 }
             }
         }
+    }
+
+    fn slot(&self, _: &Context) -> Option<u16> {
+        // All keys of an operation are in one slot.
+        self.keys.first().map(|(key, _)| hash_slot(key))
     }
 
     fn size(&self) -> usize {

@@ -31,28 +31,33 @@ pub fn delete_route(keys: &Keys, filter: &Filter, node: &[u8]) -> ScriptCall {
     change_route(keys, filter, node, None)
 }
 
-/// The call of [`Script::MatchRoutes`](crate::scripts::Script::MatchRoutes) for a valid topic name.
+/// The call of [`Script::MatchRoutes`](crate::scripts::Script::MatchRoutes) for a valid topic name, in one route
+/// shard.
 ///
 /// It answers filter, node, filter, node and so on: each matching route once, in no order.
-pub fn match_routes(keys: &Keys, name: &str) -> ScriptCall {
+pub fn match_routes(keys: &Keys, shard: u16, name: &str) -> ScriptCall {
     let name = name.as_bytes();
     ScriptCall {
-        keys: vec![keys.route(name), keys.trie()],
-        args: vec![name.to_vec(), keys.trie_routes(b"")],
+        keys: vec![keys.route(shard, name), keys.trie(shard)],
+        args: vec![name.to_vec(), keys.trie_routes(shard, b"")],
     }
 }
 
 fn change_route(keys: &Keys, filter: &Filter, node: &[u8], now: Option<Vec<u8>>) -> ScriptCall {
     let full = filter.full.as_bytes();
+    let shard = keys.shard(filter.real.as_bytes());
     let mut call = ScriptCall {
-        keys: vec![keys.route(full), keys.routes_index()],
+        keys: vec![keys.route(shard, full), keys.routes_index(shard)],
         args: vec![full.to_vec(), node.to_vec()],
     };
     call.args.extend(now);
     if filter.needs_trie() {
         let real = filter.real.as_bytes();
-        call.keys
-            .extend([keys.wildcards(), keys.trie(), keys.trie_routes(real)]);
+        call.keys.extend([
+            keys.wildcards(shard),
+            keys.trie(shard),
+            keys.trie_routes(shard, real),
+        ]);
         call.args
             .extend([keys.wildcard_member(full, node), real.to_vec()]);
     }

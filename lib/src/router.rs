@@ -29,31 +29,36 @@ pub(crate) fn encode(
     }
 }
 
-/// The types of the keys that a change of this filter's routes touches.
-fn typed_keys(keys: &Keys, filter: &[u8]) -> TypedKeys {
+/// The types of the keys that a change of this filter's routes, or a match of this name, touches in a shard.
+fn typed_keys(keys: &Keys, shard: u16, filter: &[u8]) -> TypedKeys {
     let mut typed = vec![
-        (keys.route(filter), "set"),
-        (keys.routes_index(), "zset"),
-        (keys.wildcards(), "zset"),
-        (keys.trie(), "hash"),
+        (keys.route(shard, filter), "set"),
+        (keys.routes_index(shard), "zset"),
+        (keys.wildcards(shard), "zset"),
+        (keys.trie(shard), "hash"),
     ];
     if let Ok(filter) = parse_filter(filter) {
-        typed.push((keys.trie_routes(filter.real.as_bytes()), "set"));
+        typed.push((keys.trie_routes(shard, filter.real.as_bytes()), "set"));
     }
     typed
 }
 
 /// What a script of the route table answered, or how to go on after its error. A trie that holds what no
 /// script wrote is moved away as a whole.
-fn table_reply(context: &Context, filter: &[u8], replies: Vec<Frame>) -> Result<Frame, Step> {
+fn table_reply(
+    context: &Context,
+    shard: u16,
+    filter: &[u8],
+    replies: Vec<Frame>,
+) -> Result<Frame, Step> {
     let error = replies.last().and_then(Frame::error);
     let text = String::from_utf8_lossy(error.unwrap_or_default()).into_owned();
     let is_damaged =
         text.contains("trie is damaged") || text.contains("hash value is not an integer");
     script_reply(replies, || {
-        let mut keys = typed_keys(&context.keys, filter);
+        let mut keys = typed_keys(&context.keys, shard, filter);
         if is_damaged {
-            let trie = context.keys.trie();
+            let trie = context.keys.trie(shard);
             keys.retain(|(key, _)| *key != trie);
             keys.push((trie, "none"));
         }
@@ -88,6 +93,11 @@ impl ChangeRoute {
             ..route
         })
     }
+
+    fn shard(&self, keys: &Keys) -> u16 {
+        let real = parse_filter(&self.filter).map_or("", |filter| filter.real);
+        keys.shard(real.as_bytes())
+    }
 }
 
 impl Operation for ChangeRoute {
@@ -117,11 +127,21 @@ impl Operation for ChangeRoute {
     }
 
     fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        match table_reply(context, &self.filter, replies) {
+        let shard = self.shard(&context.keys);
+        match table_reply(context, shard, &self.filter, replies) {
             Ok(Frame::Integer(_)) => done(),
             Ok(_) => Step::Done(Err(Error::unexpected_reply("change_route"))),
             Err(step) => step,
         }
+    }
+
+    fn slot(&self, context: &Context) -> Option<u16> {
+        let keys = &context.keys;
+        Some(keys.shard_slot(self.shard(keys)))
+    }
+
+    fn is_write(&self) -> bool {
+        true
     }
 
     fn size(&self) -> usize {
@@ -129,16 +149,35 @@ impl Operation for ChangeRoute {
     }
 }
 
-/// Finds the routes that match a topic name.
+/// Finds the routes that match a topic name. In a cluster they are in two shards: that of the name's first
+/// level, and that of the filters that begin with a wildcard.
 pub struct MatchRoutes {
     name: Vec<u8>,
+    /// The one that is asked.
+    shard: Shard,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shard {
+    OfName,
+    OfWildcards,
 }
 
 impl MatchRoutes {
     /// For the topic name `name`.
     pub fn new(name: Vec<u8>) -> Result<Self, TopicError> {
         validate_name(&name)?;
-        Ok(MatchRoutes { name })
+        Ok(MatchRoutes {
+            name,
+            shard: Shard::OfName,
+        })
+    }
+
+    fn shard(&self, keys: &Keys) -> u16 {
+        match self.shard {
+            Shard::OfName => keys.shard(&self.name),
+            Shard::OfWildcards => keys.wildcard_shard(),
+        }
     }
 }
 
@@ -155,17 +194,19 @@ impl Operation for MatchRoutes {
         let Ok(name) = validate_name(&self.name) else {
             return;
         };
-        let call = route_scripts::match_routes(&context.keys, name);
+        let shard = self.shard(&context.keys);
+        let call = route_scripts::match_routes(&context.keys, shard, name);
         encode(context, commands, Script::MatchRoutes, &call);
     }
 
     fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        let reply = match table_reply(context, &self.name, replies) {
+        let shard = self.shard(&context.keys);
+        let reply = match table_reply(context, shard, &self.name, replies) {
             Ok(reply) => strings(reply),
             Err(step) => return step,
         };
         if let Some([filter]) = reply.as_deref() {
-            let key = context.keys.trie_routes(filter);
+            let key = context.keys.trie_routes(shard, filter);
             let error = Error::Partial(format!("WRONGTYPE at {}", key.escape_ascii()));
             return Step::Repair(vec![(key, "set")], error);
         }
@@ -177,6 +218,34 @@ impl Operation for MatchRoutes {
             )),
             _ => Err(Error::unexpected_reply("match_routes")),
         })
+    }
+
+    fn slot(&self, context: &Context) -> Option<u16> {
+        let keys = &context.keys;
+        Some(keys.shard_slot(self.shard(keys)))
+    }
+
+    fn split(&mut self, context: &Context) -> Option<Vec<Box<dyn Operation>>> {
+        // No filter that begins with a wildcard matches a name that begins with `$`.
+        if !context.keys.is_clustered() || self.name.starts_with(b"$") {
+            return None;
+        }
+        let part = |shard| {
+            let name = self.name.clone();
+            Box::new(MatchRoutes { name, shard }) as Box<dyn Operation>
+        };
+        Some(vec![part(Shard::OfName), part(Shard::OfWildcards)])
+    }
+
+    fn join(&mut self, results: Vec<Result<Answer, Error>>) -> Result<Answer, Error> {
+        let mut all = Vec::new();
+        for result in results {
+            match result? {
+                Answer::Routes(routes) => all.extend(routes),
+                _ => return Err(Error::unexpected_reply("match_routes")),
+            }
+        }
+        Ok(Answer::Routes(all))
     }
 
     fn size(&self) -> usize {
@@ -204,13 +273,13 @@ impl Operation for Topics {
         commands
             .begin(4)
             .arg(b"ZRANGE")
-            .arg(&context.keys.routes_index())
+            .arg(&context.keys.routes_index(0))
             .int(from)
             .int(from + TOPICS_STEP - 1);
     }
 
     fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        let page = match read_reply(replies, || vec![(context.keys.routes_index(), "zset")]) {
+        let page = match read_reply(replies, || vec![(context.keys.routes_index(0), "zset")]) {
             Ok(page) => strings(page),
             Err(step) => return step,
         };

@@ -16,11 +16,18 @@ const EPOCH_GRACE_MS: u64 = EPOCH_GRACE_SECONDS * 1000;
 const LIST_STEP: u64 = 1000;
 
 fn typed_keys(context: &Context, client: &[u8]) -> TypedKeys {
-    vec![
+    let mut keys = vec![
         (context.keys.session(client), "hash"),
         (context.keys.epoch(client), "integer"),
-        (context.keys.sessions_index(), "zset"),
-        (context.keys.sessions_expiry(), "zset"),
+    ];
+    keys.extend(index_keys(context, context.keys.client_slot(client)));
+    keys
+}
+
+fn index_keys(context: &Context, slot: u16) -> TypedKeys {
+    vec![
+        (context.keys.sessions_index(slot), "zset"),
+        (context.keys.sessions_expiry(slot), "zset"),
     ]
 }
 
@@ -70,7 +77,7 @@ impl Operation for SaveSession {
         // With microseconds, so that saves of the same millisecond are listed in their order.
         out.arg(format!("{}.{:03}", now / 1000, now % 1000).as_bytes());
         match ttl {
-            Some(ttl) => out.int(now / 1000 + ttl as i64 * 1000),
+            Some(ttl) => out.int(context.clock.expires_at(ttl)),
             None => out.arg(b"+inf"),
         };
         out.arg(&context.node);
@@ -86,6 +93,14 @@ impl Operation for SaveSession {
             Ok(reply) => fenced(reply, |_| done()),
             Err(step) => step,
         }
+    }
+
+    fn slot(&self, context: &Context) -> Option<u16> {
+        Some(context.keys.client_slot(&self.client))
+    }
+
+    fn is_write(&self) -> bool {
+        true
     }
 
     fn size(&self) -> usize {
@@ -123,6 +138,10 @@ impl Operation for LoadSession {
         }
     }
 
+    fn slot(&self, context: &Context) -> Option<u16> {
+        Some(context.keys.client_slot(&self.client))
+    }
+
     fn size(&self) -> usize {
         self.client.len()
     }
@@ -158,6 +177,14 @@ impl Operation for DeleteSession {
             Ok(reply) => fenced(reply, |_| done()),
             Err(step) => step,
         }
+    }
+
+    fn slot(&self, context: &Context) -> Option<u16> {
+        Some(context.keys.client_slot(&self.client))
+    }
+
+    fn is_write(&self) -> bool {
+        true
     }
 
     fn size(&self) -> usize {
@@ -210,6 +237,14 @@ impl Operation for ClaimSession {
         })
     }
 
+    fn slot(&self, context: &Context) -> Option<u16> {
+        Some(context.keys.client_slot(&self.client))
+    }
+
+    fn is_write(&self) -> bool {
+        true
+    }
+
     fn size(&self) -> usize {
         self.client.len()
     }
@@ -251,8 +286,8 @@ impl Operation for ListSessions {
             return;
         }
         let (index, expiry) = (
-            context.keys.sessions_index(),
-            context.keys.sessions_expiry(),
+            context.keys.sessions_index(0),
+            context.keys.sessions_expiry(0),
         );
         scripts::call(
             context,
@@ -261,7 +296,7 @@ impl Operation for ListSessions {
             &[&index, &expiry],
             3,
         )
-        .arg(&context.keys.session(b""))
+        .arg(&context.keys.session_prefix())
         .int(self.offset + self.found.len() as u64)
         .int(self.step());
     }
@@ -270,7 +305,7 @@ impl Operation for ListSessions {
         if self.step() == 0 {
             return Step::Done(Ok(Answer::Binaries(std::mem::take(&mut self.found))));
         }
-        let keys = || typed_keys(context, b"").split_off(2);
+        let keys = || index_keys(context, 0);
         let page = match script_reply(replies, keys) {
             Ok(Frame::Integer(-1)) => return Step::Again,
             Ok(page) => page,
@@ -306,13 +341,13 @@ impl Operation for CountSessions {
 
     fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
         // A session that expires this very millisecond is gone.
-        let now = format!("({}", context.clock.now_micros() / 1000);
-        let expiry = context.keys.sessions_expiry();
+        let now = format!("({}", context.clock.server_micros() / 1000);
+        let expiry = context.keys.sessions_expiry(0);
         commands.command(&[b"ZCOUNT", &expiry, now.as_bytes(), b"+inf"]);
     }
 
     fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        match read_reply(replies, || vec![(context.keys.sessions_expiry(), "zset")]) {
+        match read_reply(replies, || vec![(context.keys.sessions_expiry(0), "zset")]) {
             Ok(Frame::Integer(count)) => Step::Done(Ok(Answer::Count(count as u64))),
             Ok(_) => Step::Done(Err(Error::unexpected_reply("ZCOUNT"))),
             Err(step) => step,

@@ -26,6 +26,7 @@ const SLICE: u64 = 50;
 /// One slice.
 struct Sweep {
     script: Script,
+    slot: u16,
 }
 
 impl Operation for Sweep {
@@ -38,16 +39,16 @@ impl Operation for Sweep {
     }
 
     fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
-        let keys = &context.keys;
+        let (keys, slot) = (&context.keys, self.slot);
         let (index, expiry, prefix) = match self.script {
             Script::SweepSessions => (
-                keys.sessions_index(),
-                keys.sessions_expiry(),
-                keys.session(b""),
+                keys.sessions_index(slot),
+                keys.sessions_expiry(slot),
+                keys.session_prefix(),
             ),
             _ => (
-                keys.messages_index(),
-                keys.messages_expiry(),
+                keys.messages_index(slot),
+                keys.messages_expiry(slot),
                 keys.prefix().to_vec(),
             ),
         };
@@ -56,12 +57,12 @@ impl Operation for Sweep {
 
     fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
         let keys = || {
-            let keys = &context.keys;
+            let (keys, slot) = (&context.keys, self.slot);
             vec![
-                (keys.messages_index(), "zset"),
-                (keys.messages_expiry(), "zset"),
-                (keys.sessions_index(), "zset"),
-                (keys.sessions_expiry(), "zset"),
+                (keys.messages_index(slot), "zset"),
+                (keys.messages_expiry(slot), "zset"),
+                (keys.sessions_index(slot), "zset"),
+                (keys.sessions_expiry(slot), "zset"),
             ]
         };
         match script_reply(replies, keys) {
@@ -69,6 +70,10 @@ impl Operation for Sweep {
             Ok(_) => Step::Done(Err(Error::unexpected_reply("sweep"))),
             Err(step) => step,
         }
+    }
+
+    fn slot(&self, _: &Context) -> Option<u16> {
+        Some(self.slot)
     }
 
     fn size(&self) -> usize {
@@ -116,7 +121,7 @@ async fn slice(engine: &Weak<Engine>, script: Script) -> Option<u64> {
     let (sender, receiver) = oneshot::channel();
     let deadline = Instant::now() + Duration::from_secs(5);
     let request = Request::new(
-        Box::new(Sweep { script }),
+        Box::new(Sweep { script, slot: 0 }),
         deadline,
         Box::new(Reply(sender)),
     );

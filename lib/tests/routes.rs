@@ -57,7 +57,7 @@ impl Table {
 
     fn try_match(&mut self, name: &str) -> RedisResult<Vec<Route>> {
         let name = validate_name(name.as_bytes()).expect("a valid name");
-        let call = route_scripts::match_routes(&self.keys, name);
+        let call = route_scripts::match_routes(&self.keys, 0, name);
         self.run(Script::MatchRoutes.text(), &call)
     }
 
@@ -273,7 +273,7 @@ fn the_table_does_as_a_plain_list_does() {
                     }
                 }
             }
-            let (routes, wildcards) = (table.keys.routes_index(), table.keys.wildcards());
+            let (routes, wildcards) = (table.keys.routes_index(0), table.keys.wildcards(0));
             prop_assert_eq!(table.members(&routes), model.filters());
             prop_assert_eq!(table.members(&wildcards), model.wildcards());
             for (filter, node) in &model.0 {

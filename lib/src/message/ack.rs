@@ -96,6 +96,14 @@ impl Operation for AckMessages {
         self.ids.len() > ACK_STEP
     }
 
+    fn slot(&self, context: &Context) -> Option<u16> {
+        Some(context.keys.client_slot(&self.client))
+    }
+
+    fn is_write(&self) -> bool {
+        true
+    }
+
     fn size(&self) -> usize {
         self.client.len() + self.ids.iter().map(|id| id.len() + 24).sum::<usize>()
     }
@@ -135,6 +143,14 @@ impl Operation for DeleteMessages {
     }
 
     fn is_stepwise(&self) -> bool {
+        true
+    }
+
+    fn slot(&self, context: &Context) -> Option<u16> {
+        Some(context.keys.client_slot(&self.client))
+    }
+
+    fn is_write(&self) -> bool {
         true
     }
 

@@ -188,6 +188,10 @@ impl Operation for GetMessages {
         true
     }
 
+    fn slot(&self, context: &Context) -> Option<u16> {
+        Some(context.keys.client_slot(&self.client))
+    }
+
     fn size(&self) -> usize {
         self.client.len()
     }

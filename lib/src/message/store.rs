@@ -152,9 +152,10 @@ impl StoreMessages {
             self.encode_index(context, out);
         }
         let expires = expires_at(context, ttl);
+        let slot = context.keys.client_slot(&self.client);
         out.begin(2 + 2 * self.messages.len())
             .arg(b"ZADD")
-            .arg(&context.keys.messages_expiry());
+            .arg(&context.keys.messages_expiry(slot));
         for member in members() {
             out.arg(expires.as_bytes()).arg(&member);
         }
@@ -163,7 +164,8 @@ impl StoreMessages {
 
     /// An unstamped message that is there already keeps its time in the index, too.
     fn encode_index(&self, context: &Context, out: &mut Commands<'_>) {
-        let index = context.keys.messages_index();
+        let slot = context.keys.client_slot(&self.client);
+        let index = context.keys.messages_index(slot);
         for moves in [true, false] {
             let placed = || {
                 let placed = self.messages.iter().zip(&self.places);
@@ -191,7 +193,13 @@ impl StoreMessages {
             Phase::Trim => &[],
             _ => &self.messages[..],
         };
-        let keys = shared_keys(context, &self.client);
+        let mut keys = shared_keys(context, &self.client);
+        // Where a slot is on its way to another server, a script that declares a key that is not there
+        // is refused; one that derives it fails halfway.
+        if context.keys.is_clustered() {
+            let own = messages.iter();
+            keys.extend(own.map(|it| (context.keys.message(&self.client, &it.id), "string")));
+        }
         let keys: Vec<&[u8]> = keys.iter().map(|(key, _)| key.as_slice()).collect();
         let arguments = 7 + 5 * messages.len();
         let out = scripts::call(context, out, Script::StoreLimited, &keys, arguments);
@@ -305,7 +313,7 @@ impl StoreMessages {
 
 fn expires_at(context: &Context, ttl: Option<u64>) -> String {
     match ttl {
-        Some(ttl) => (context.clock.now_micros() / 1000 + ttl as i64 * 1000).to_string(),
+        Some(ttl) => context.clock.expires_at(ttl).to_string(),
         None => "+inf".to_owned(),
     }
 }
@@ -343,6 +351,20 @@ impl Operation for StoreMessages {
             (_, Some(_)) => self.decode_limited(context, replies),
             (_, None) => self.decode_transaction(context, replies),
         }
+    }
+
+    fn slot(&self, context: &Context) -> Option<u16> {
+        Some(context.keys.client_slot(&self.client))
+    }
+
+    fn is_write(&self) -> bool {
+        true
+    }
+
+    /// The ids that a full queue drops are told once: a second time they are gone.
+    fn may_repeat(&self) -> bool {
+        let drops = |limit: &Limit| limit.on_full == OnFull::DropOldest;
+        self.phase == Phase::Place || !self.limit.as_ref().is_some_and(drops)
     }
 
     fn size(&self) -> usize {

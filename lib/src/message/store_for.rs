@@ -20,6 +20,8 @@ pub struct StoreMessageFor {
     dropped: Vec<(Vec<u8>, Vec<Bytes>)>,
     failed: Vec<(Vec<u8>, Error)>,
     repairs: TypedKeys,
+    /// Whose stores were split off.
+    split_off: Vec<Vec<u8>>,
 }
 
 impl StoreMessageFor {
@@ -48,25 +50,46 @@ impl StoreMessageFor {
             dropped: Vec::new(),
             failed: Vec::new(),
             repairs: Vec::new(),
+            split_off: Vec::new(),
         }
     }
 
-    fn done(&mut self) -> Step {
-        if self.failed.is_empty() {
-            return Step::Done(Ok(match std::mem::take(&mut self.dropped) {
-                none if none.is_empty() => Answer::Ok,
-                dropped => Answer::DroppedByClient(dropped),
-            }));
+    fn result(&mut self) -> Result<Answer, Error> {
+        if !self.failed.is_empty() {
+            return Err(Error::PartialBatch(std::mem::take(&mut self.failed)));
         }
-        let error = Error::PartialBatch(std::mem::take(&mut self.failed));
-        match std::mem::take(&mut self.repairs) {
-            none if none.is_empty() => Step::Done(Err(error)),
-            mut keys => {
+        Ok(match std::mem::take(&mut self.dropped) {
+            none if none.is_empty() => Answer::Ok,
+            dropped => Answer::DroppedByClient(dropped),
+        })
+    }
+
+    fn done(&mut self) -> Step {
+        match (self.result(), std::mem::take(&mut self.repairs)) {
+            (Err(error), mut keys) if !keys.is_empty() => {
                 keys.sort();
                 keys.dedup();
                 Step::Repair(keys, error)
             }
+            (result, _) => Step::Done(result),
         }
+    }
+
+    /// The error that all stores failed with, where it is not one of the clients' own.
+    fn common_failure(&self) -> Option<Error> {
+        let (_, first) = self.failed.first()?;
+        let is_common = matches!(
+            first,
+            Error::Timeout
+                | Error::Overloaded
+                | Error::Stopped
+                | Error::Cancelled
+                | Error::Unknown(_)
+                | Error::Unavailable(_)
+        );
+        let is_everyones = self.failed.len() == self.split_off.len()
+            && self.failed.iter().all(|(_, error)| error == first);
+        (is_common && is_everyones).then(|| first.clone())
     }
 }
 
@@ -117,6 +140,35 @@ impl Operation for StoreMessageFor {
             (false, true) => Step::LoadScripts,
             (false, false) => Step::Again,
         }
+    }
+
+    fn is_write(&self) -> bool {
+        true
+    }
+
+    fn may_repeat(&self) -> bool {
+        self.stores.iter().all(Operation::may_repeat)
+    }
+
+    fn split(&mut self, context: &Context) -> Option<Vec<Box<dyn Operation>>> {
+        if !context.keys.is_clustered() || self.stores.is_empty() {
+            return None;
+        }
+        let stores = std::mem::take(&mut self.stores);
+        self.split_off = stores.iter().map(|store| store.client.clone()).collect();
+        let part = |store| Box::new(store) as Box<dyn Operation>;
+        Some(stores.into_iter().map(part).collect())
+    }
+
+    fn join(&mut self, results: Vec<Result<Answer, Error>>) -> Result<Answer, Error> {
+        for (client, result) in self.split_off.iter().zip(results) {
+            match result {
+                Ok(Answer::Dropped(ids)) => self.dropped.push((client.clone(), ids)),
+                Ok(_) => {}
+                Err(error) => self.failed.push((client.clone(), error)),
+            }
+        }
+        self.common_failure().map_or_else(|| self.result(), Err)
     }
 
     fn size(&self) -> usize {

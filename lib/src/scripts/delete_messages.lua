@@ -14,6 +14,8 @@ for i, id in ipairs(ids) do
   members[i] = ARGV[2] .. id
   keys[i] = ARGV[3] .. members[i]
 end
+-- In a cluster, either all are here, or nothing is done; see cluster.lua.
+if is_clustered(KEYS[3]) then call('EXISTS', KEYS[2], unpack(keys)) end
 call('DEL', unpack(keys))
 call('ZREM', KEYS[2], unpack(ids))
 call('ZREM', KEYS[3], unpack(members))

@@ -6,8 +6,9 @@
 local call = redis.call
 local removed = 0
 for i = 2, #ARGV, 2 do
+  local key = ARGV[1] .. ARGV[i + 1]
   -- Not just EXISTS: MGET takes a value of another type for none, too.
-  if call('STRLEN', ARGV[1] .. ARGV[i + 1]) == 0 then
+  if is_missing(key, KEYS[3]) or call('STRLEN', key) == 0 then
     call('ZREM', KEYS[1], ARGV[i])
     call('ZREM', KEYS[2], ARGV[i + 1])
     call('ZREM', KEYS[3], ARGV[i + 1])

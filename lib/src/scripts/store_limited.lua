@@ -1,5 +1,5 @@
 -- Stores messages in a queue that holds a limited number.
--- KEYS: msgq, sync:messages, expiry:messages
+-- KEYS: msgq, sync:messages, expiry:messages; in a cluster the messages, too
 -- ARGV: 1 the prefix of all keys, 2 what stands before the client's message ids in a member,
 --       3 the most messages, 4 drop_oldest or reject, 5 time to live (ms) or '',
 --       6 when they expire (ms, or +inf), 7 whether sync:messages is kept (1),
@@ -38,7 +38,7 @@ local length = call('ZCARD', KEYS[1])
 -- What is dead does not count: look for it only where it would make a difference.
 if length + new > most and #call('ZRANGEBYSCORE', KEYS[3], '-inf', now_ms(), 'LIMIT', 0, 1) > 0 then
   for _, id in ipairs(call('ZRANGE', KEYS[1], 0, -1)) do
-    if call('EXISTS', message_prefix .. id) == 0 then
+    if is_missing(message_prefix .. id, KEYS[3]) then
       remove(id)
       length = length - 1
       if seen[id] then new = new + 1 end
@@ -48,6 +48,13 @@ end
 
 local rejects = ARGV[4] == 'reject'
 if rejects and new > 0 and length + new > most then return -1 end
+
+-- In a cluster, either all that may be dropped is here, or nothing is done; see cluster.lua.
+if not rejects and is_clustered(KEYS[3]) and length + new > most then
+  for _, id in ipairs(call('ZRANGE', KEYS[1], 0, math.min(length + new - most, 600) - 1)) do
+    is_missing(message_prefix .. id, KEYS[3])
+  end
+end
 
 -- Drops the oldest until `room` more fit.
 local function make_room(room)

@@ -19,6 +19,7 @@ pub struct Clock {
     /// Server time at `start`, in microseconds since 1970.
     offset: AtomicI64,
     last: AtomicI64,
+    skew: AtomicI64,
     best: Mutex<Option<Sample>>,
 }
 
@@ -34,6 +35,7 @@ impl Default for Clock {
             start: Instant::now(),
             offset: AtomicI64::new(0),
             last: AtomicI64::new(0),
+            skew: AtomicI64::new(0),
             best: Mutex::new(None),
         }
     }
@@ -82,7 +84,13 @@ impl Clock {
 
     /// Microseconds since 1970 on the clock by which the server expires keys.
     pub fn server_micros(&self) -> i64 {
-        self.now_micros()
+        self.now_micros() + self.skew.load(Relaxed)
+    }
+
+    /// How far the clock of the server that is spoken to is ahead of the reference, in microseconds: in
+    /// a cluster each master expires keys by its own.
+    pub(crate) fn set_skew(&self, micros: i64) {
+        self.skew.store(micros, Relaxed);
     }
 
     /// The millisecond, on the clock by which the server expires keys, in which `ttl` seconds are over.

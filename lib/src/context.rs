@@ -1,9 +1,10 @@
 //! What every operation needs to know when it is encoded.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::clock::Clock;
-use crate::config::{Config, Topology, Ttl};
+use crate::config::{Config, Durability, Topology, Ttl};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::order::Sequencer;
@@ -30,6 +31,8 @@ pub struct Context {
     session_ttl: AtomicU64,
     message_ttl: AtomicU64,
     message_index: std::sync::atomic::AtomicBool,
+    durability: Mutex<Durability>,
+    follows_masters: std::sync::atomic::AtomicBool,
 }
 
 /// How long an epoch outlives its session: longer than any node is paused for.
@@ -55,6 +58,8 @@ impl Context {
             session_ttl: AtomicU64::new(0),
             message_ttl: AtomicU64::new(0),
             message_index: true.into(),
+            durability: Mutex::default(),
+            follows_masters: false.into(),
         };
         context.configure(config);
         context
@@ -72,6 +77,25 @@ impl Context {
             .store(seconds(config.persistence.message_ttl), Relaxed);
         self.message_index
             .store(config.persistence.message_index, Relaxed);
+        *self.durability_mut() = config.persistence.durability;
+        self.follows_masters
+            .store(config.redis.topology != Topology::Single, Relaxed);
+    }
+
+    fn durability_mut(&self) -> MutexGuard<'_, Durability> {
+        self.durability
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    /// The level of writes that ask for none of their own.
+    pub fn durability(&self) -> Durability {
+        *self.durability_mut()
+    }
+
+    /// Whether there is another master to be found when a server turns out to be none.
+    pub(crate) fn follows_masters(&self) -> bool {
+        self.follows_masters.load(Relaxed)
     }
 
     /// A session's time to live in seconds, `None` for ever.

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use crate::config::Config;
+use crate::config::{Config, Topology};
 use crate::context::Context;
-use crate::error::{Error, Why};
-use crate::lane::{Lane, LaneStatus, Role};
-use crate::metrics::{Counter, OperationKind};
+use crate::dispatch::{Dispatcher, LinkStatus};
+use crate::error::Error;
+use crate::metrics::Counter;
 use crate::queue::{Control, Queue};
 use crate::request::Request;
-use crate::server::ServerReport;
 use crate::sweeper;
+use crate::topology::Lookout;
 
 /// How long what still runs when the engine stops may take to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -79,20 +79,10 @@ pub struct Engine {
     context: Arc<Context>,
     load: Arc<Load>,
     config: Mutex<Config>,
-    data: Arc<Queue>,
-    query: Arc<Queue>,
-    lanes: Vec<Arc<Mutex<LaneStatus>>>,
+    queue: Arc<Queue>,
+    links: Arc<Mutex<Vec<LinkStatus>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     started: Instant,
-}
-
-/// An accepted request, by which it can be cancelled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RequestId {
-    /// Numbers the requests of one queue.
-    pub number: u64,
-    /// Whether it went to the connection for queries.
-    pub is_query: bool,
 }
 
 impl Engine {
@@ -106,27 +96,15 @@ impl Engine {
         on_stopped: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<Arc<Engine>> {
         let context = Arc::new(Context::new(&config, node));
-        let mut roles = vec![Role::Data];
-        // With a single connection, queries share it.
-        if config.redis.pool_size > 1 {
-            roles.push(Role::Query);
-        }
         // Who still holds an id of an engine that has ended must not cancel a request of this one.
         let first_id = (STARTS.fetch_add(1, Relaxed) << 40) + 1;
-        let queues: Vec<_> = roles
-            .iter()
-            .map(|_| Arc::new(Queue::new(first_id)))
-            .collect();
-        let lanes: Vec<_> = roles
-            .iter()
-            .map(|role| Arc::new(Mutex::new(idle(*role))))
-            .collect();
+        let queue = Arc::new(Queue::new(first_id));
+        let links = Arc::new(Mutex::new(Vec::new()));
         let engine = Arc::new(Engine {
             load: Arc::new(Load::new(&config)),
             config: Mutex::new(config.clone()),
-            data: queues[0].clone(),
-            query: queues.last().unwrap_or(&queues[0]).clone(),
-            lanes: lanes.clone(),
+            queue: queue.clone(),
+            links: links.clone(),
             thread: Mutex::new(None),
             started: Instant::now(),
             context: context.clone(),
@@ -139,22 +117,17 @@ impl Engine {
             .thread_name("emqx_redis_aux")
             .build()?;
         let shared = engine.clone();
-        let all = queues.clone();
         let main = async move {
-            let mut tasks = JoinSet::new();
-            for ((role, queue), status) in roles.into_iter().zip(queues).zip(lanes) {
-                tasks.spawn(Lane::new(role, queue, context.clone(), config.clone(), status).run());
-            }
+            let lookout = Lookout::new(&config, queue.clone());
             let mut helpers = JoinSet::new();
             helpers.spawn(background);
             helpers.spawn(sweeper::run(Arc::downgrade(&shared)));
+            helpers.spawn(lookout.clone().run(context.clone()));
             drop(shared);
-            while let Some(ended) = tasks.join_next().await {
-                if let Err(error) = ended {
-                    // Nobody takes its requests up any more: end, so that the owner starts anew.
-                    tracing::error!(%error, "a connection's task failed");
-                    all.iter().for_each(|queue| queue.stop());
-                }
+            let dispatcher = Dispatcher::new(queue.clone(), context, config, lookout, links);
+            if let Err(error) = tokio::spawn(dispatcher.run()).await {
+                // Nobody takes requests up any more: end, so that the owner starts anew.
+                tracing::error!(%error, "the dispatcher failed");
             }
         };
         let guard = engine.clone();
@@ -163,10 +136,8 @@ impl Engine {
                 tracing::error!("the runtime panicked");
             }
             // Whatever ended the runtime, nothing is accepted any more, and what was is answered.
-            guard.data.stop();
-            guard.query.stop();
-            guard.data.drain();
-            guard.query.drain();
+            guard.queue.stop();
+            guard.queue.drain();
             drop(guard);
             runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
             on_stopped();
@@ -180,21 +151,23 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Leaves a request. It is answered through its responder, except where it is refused here.
-    pub fn submit(&self, request: Request) -> Result<RequestId, Error> {
+    /// Leaves a request, and answers its number. It is answered through its responder, except where it is
+    /// refused here.
+    pub fn submit(&self, request: Request) -> Result<u64, Error> {
         let size = request.size();
         if !self.load.admit(size) {
             request.refuse();
             self.context.metrics.add(Counter::Overloaded, 1);
             return Err(Error::Overloaded);
         }
-        let is_query = request.operation.kind() == OperationKind::Query;
-        let queue = if is_query { &self.query } else { &self.data };
         let load = self.load.clone();
-        match queue.push(request, |request, number| request.admit(number, load)) {
+        match self
+            .queue
+            .push(request, |request, number| request.admit(number, load))
+        {
             Ok(number) => {
                 self.context.metrics.add(Counter::Submitted, 1);
-                Ok(RequestId { number, is_query })
+                Ok(number)
             }
             Err(refused) => {
                 let (request, error) = *refused;
@@ -210,13 +183,12 @@ impl Engine {
 
     /// Has a request answered at once: `Cancelled` when it was not sent, `Unknown` when it was. One
     /// that is answered already stays so.
-    pub fn cancel(&self, id: RequestId) {
-        let queue = if id.is_query { &self.query } else { &self.data };
-        queue.control(Control::Cancel(id.number));
+    pub fn cancel(&self, number: u64) {
+        self.queue.control(Control::Cancel(number));
     }
 
     /// Applies a changed configuration. What is sent is answered first; what waits is sent on the
-    /// new connections. The key prefix and the number of connections can't change while running.
+    /// new connections. What decides where data is can't change while running.
     pub fn reconfigure(&self, config: Config) -> Result<(), &'static str> {
         let mut current = lock(&self.config);
         if *current == config {
@@ -225,18 +197,15 @@ impl Engine {
         if current.key_prefix != config.key_prefix {
             return Err("key_prefix");
         }
-        if (current.redis.pool_size > 1) != (config.redis.pool_size > 1) {
-            return Err("redis.pool_size");
+        let is_cluster = |config: &Config| config.redis.topology == Topology::Cluster;
+        if is_cluster(&current) != is_cluster(&config) {
+            return Err("redis.type");
         }
         self.context.configure(&config);
         self.load.configure(&config);
         if current.redis != config.redis {
-            self.data
+            self.queue
                 .control(Control::Reconfigure(Box::new(config.clone())));
-            if !Arc::ptr_eq(&self.data, &self.query) {
-                self.query
-                    .control(Control::Reconfigure(Box::new(config.clone())));
-            }
         }
         *current = config;
         Ok(())
@@ -244,8 +213,7 @@ impl Engine {
 
     /// Begins to stop: answers everything and closes the connections.
     pub fn stop(&self) {
-        self.data.stop();
-        self.query.stop();
+        self.queue.stop();
     }
 
     /// Awaits the end of the engine's thread. Blocks; not for a scheduler.
@@ -277,22 +245,13 @@ impl Engine {
     }
 
     /// The connections.
-    pub fn lanes(&self) -> Vec<LaneStatus> {
-        self.lanes.iter().map(|lane| lock(lane).clone()).collect()
+    pub fn links(&self) -> Vec<LinkStatus> {
+        lock(&self.links).clone()
     }
 
     /// How long the engine has run.
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
-    }
-}
-
-fn idle(role: Role) -> LaneStatus {
-    LaneStatus {
-        name: role.name(),
-        state: Err(Why::Connecting),
-        since: Instant::now(),
-        report: ServerReport::default(),
     }
 }
 

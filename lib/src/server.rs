@@ -1,6 +1,6 @@
 //! What a server says of itself, and what about it puts data at risk.
 
-use crate::config::Persistence;
+use crate::config::{Config, Durability, Topology};
 
 /// What matters here of the answer to `INFO`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +17,59 @@ pub struct ServerReport {
     pub aof_enabled: Option<bool>,
     /// Whether the last RDB snapshot went well.
     pub rdb_ok: Option<bool>,
+    /// Whether it makes RDB snapshots by itself; `None` where the user may not ask.
+    pub rdb_enabled: Option<bool>,
+    /// `connected_slaves`: replicas that are there now.
+    pub replicas: Option<u32>,
+}
+
+/// What an operator should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// For machines.
+    pub kind: WarningKind,
+    /// One sentence.
+    pub text: String,
+}
+
+/// What a [`Warning`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WarningKind {
+    /// The server is older than 5.0.
+    OldVersion,
+    /// The server may delete data when memory is short.
+    EvictingPolicy,
+    /// The server writes no append-only file.
+    NoAof,
+    /// The server makes no snapshots.
+    NoRdb,
+    /// The last snapshot failed.
+    RdbFailed,
+    /// The server is a replica.
+    IsReplica,
+    /// There are fewer replicas than `persistence.durability` asks for.
+    FewReplicas,
+    /// The server can't do what `persistence.durability` asks for.
+    DurabilityUnsupported,
+    /// Nobody checks who answers.
+    Unverified,
+}
+
+impl WarningKind {
+    /// The kind's name, as `status/0` shows it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WarningKind::OldVersion => "old_version",
+            WarningKind::EvictingPolicy => "evicting_policy",
+            WarningKind::NoAof => "no_aof",
+            WarningKind::NoRdb => "no_rdb",
+            WarningKind::RdbFailed => "rdb_failed",
+            WarningKind::IsReplica => "is_replica",
+            WarningKind::FewReplicas => "few_replicas",
+            WarningKind::DurabilityUnsupported => "durability_unsupported",
+            WarningKind::Unverified => "unverified",
+        }
+    }
 }
 
 impl ServerReport {
@@ -37,40 +90,85 @@ impl ServerReport {
                 .unwrap_or(0),
             aof_enabled: field("aof_enabled").map(|it| it == "1"),
             rdb_ok: field("rdb_last_bgsave_status").map(|it| it == "ok"),
+            rdb_enabled: None,
+            replicas: field("connected_slaves").and_then(|it| it.parse().ok()),
         }
     }
 
-    /// What an operator should know: one sentence each.
-    pub fn warnings(&self, expected: &Persistence) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if let Some(version) = &self.version {
-            let major = version
-                .split('.')
-                .next()
-                .and_then(|it| it.parse::<u32>().ok());
-            if major.is_some_and(|major| major < 5) {
-                warnings.push(format!(
-                    "Redis {version} is older than 5.0, the oldest that is supported"
-                ));
-            }
+    /// The version's first two numbers.
+    fn release(&self) -> Option<(u32, u32)> {
+        let mut numbers = self.version.as_ref()?.split('.').map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    }
+
+    /// What the server would need for a level of durability.
+    pub fn lacks(&self, level: Durability) -> Option<String> {
+        let Durability::Aof { local, .. } = level else {
+            return None;
+        };
+        if self.release().is_some_and(|release| release < (7, 2)) {
+            let version = self.version.as_deref().unwrap_or_default();
+            return Some(format!("{level} takes WAITAOF, of Redis 7.2; this is {version}"));
         }
-        if let Some(policy) = &self.maxmemory_policy {
-            if policy != "noeviction" {
-                warnings.push(format!(
-                    "maxmemory-policy is {policy}: when memory is short Redis deletes sessions and messages; set noeviction"
-                ));
-            }
+        (local > 0 && self.aof_enabled == Some(false))
+            .then(|| format!("{level}: the server writes no append-only file"))
+    }
+
+    /// What an operator should know.
+    pub fn warnings(&self, config: &Config) -> Vec<Warning> {
+        let expected = &config.persistence;
+        let mut warnings = Vec::new();
+        let mut warn = |kind, text: String| warnings.push(Warning { kind, text });
+        if let Some((major, _)) = self.release().filter(|release| *release < (5, 0)) {
+            warn(
+                WarningKind::OldVersion,
+                format!("Redis {major} is older than 5.0, the oldest that is supported"),
+            );
+        }
+        if let Some(policy) = self.maxmemory_policy.as_ref().filter(|it| *it != "noeviction") {
+            warn(
+                WarningKind::EvictingPolicy,
+                format!("maxmemory-policy is {policy}: when memory is short Redis deletes sessions and messages; set noeviction"),
+            );
         }
         if expected.aof_enabled && self.aof_enabled == Some(false) {
-            warnings.push(
+            warn(
+                WarningKind::NoAof,
                 "the server writes no append-only file: a restart of Redis loses what came after its last snapshot (persistence.aof_enabled = false silences this)".into(),
             );
         }
-        if expected.rdb_enabled && self.rdb_ok == Some(false) {
-            warnings.push("the server's last RDB snapshot failed".into());
+        if expected.rdb_enabled && self.rdb_enabled == Some(false) {
+            warn(
+                WarningKind::NoRdb,
+                "the server makes no RDB snapshots (persistence.rdb_enabled = false silences this)".into(),
+            );
         }
-        if self.role.as_deref() == Some("slave") {
-            warnings.push("the server is a replica: writes will be refused".into());
+        if expected.rdb_enabled && self.rdb_ok == Some(false) {
+            warn(WarningKind::RdbFailed, "the server's last RDB snapshot failed".into());
+        }
+        if self.role.as_deref() == Some("slave") && config.redis.topology != Topology::Cluster {
+            warn(
+                WarningKind::IsReplica,
+                "the server is a replica: writes will be refused".into(),
+            );
+        }
+        let level = expected.durability;
+        if let (Some(wanted), Some(found)) = (level.replicas(), self.replicas) {
+            if found < wanted {
+                warn(
+                    WarningKind::FewReplicas,
+                    format!("persistence.durability is {level}, and the server has {found} replicas: writes will answer not_durable"),
+                );
+            }
+        }
+        if let Some(what) = self.lacks(level) {
+            warn(WarningKind::DurabilityUnsupported, what);
+        }
+        if config.redis.ssl.is_unverified() {
+            warn(
+                WarningKind::Unverified,
+                "redis.ssl.verify is verify_none: whoever stands between can read and change everything".into(),
+            );
         }
         warnings
     }
@@ -87,20 +185,20 @@ mod tests {
                     maxmemory_policy:allkeys-lru\r\naof_enabled:0\r\nrdb_last_bgsave_status:err\r\n";
         let report = ServerReport::from_info(info);
         assert_eq!(report.maxmemory, 100);
-        let persistence = Config::default().persistence;
-        let warnings = report.warnings(&persistence);
+        let config = Config::default();
+        let warnings = report.warnings(&config);
         for word in [
-            "4.0.9",
+            "Redis 4",
             "allkeys-lru",
             "append-only",
             "snapshot failed",
             "replica",
         ] {
             assert!(
-                warnings.iter().any(|it| it.contains(word)),
+                warnings.iter().any(|it| it.text.contains(word)),
                 "{word}: {warnings:?}"
             );
         }
-        assert!(ServerReport::default().warnings(&persistence).is_empty());
+        assert!(ServerReport::default().warnings(&config).is_empty());
     }
 }

@@ -2,11 +2,11 @@
 %% argument was wrong and what was expected.
 -module(emqx_redis_args).
 
--export([client_id/2, message_id/2, binaries/2, count/2, topic/2, node_name/2, options/3, config/2]).
+-export([client_id/2, message_id/2, binaries/2, count/2, topic/2, node_name/2, options/3, settings/2, config/2]).
 -export([message/2, messages/2, command/2, commands/2]).
 -export([format_error/2]).
 
--export_type([options/0, time_to_live/0]).
+-export_type([options/0, time_to_live/0, durability/0]).
 
 %% Seconds.
 -type time_to_live() :: 1..4294967295 | infinity.
@@ -14,15 +14,19 @@
 %% `epoch': the session's fencing epoch that the caller holds, from `claim_session/2'.
 %% `timeout': milliseconds until the call answers `{error, timeout}'; 5,000 if not configured otherwise.
 %% `max_queue', `on_full': how many messages the client's queue holds, and what happens to more.
-%% `durability': `none' is what this version can do.
+%% `durability': how safe a write must be before it is answered, instead of `persistence.durability'.
 -type options() :: #{
     ttl => time_to_live(),
     epoch => non_neg_integer(),
     timeout => timeout(),
     max_queue => pos_integer(),
     on_full => drop_oldest | reject,
-    durability => none
+    durability => durability()
 }.
+%% `none': the server's answer. `{replicas, N}': that N replicas have received it (WAIT). `{aof, L, R}': that
+%% the append-only files of the server itself (L is 1) and of R replicas hold it (WAITAOF, Redis 7.2).
+-type durability() ::
+    none | {replicas, 1..100} | {aof, 0..1, 0..100}.
 
 -define(MAX_TTL, 4294967295).
 -define(MAX_BATCH, 10000).
@@ -148,12 +152,16 @@ config(Position, _) -> bad(Position, "configuration: not a map").
 options(_Position, Opts, Known) when map_size(Opts) =:= 0 ->
     [undefined || _ <- Known];
 options(Position, Opts, Known) when is_map(Opts) ->
-    Unknown = maps:keys(maps:without([durability | Known], Opts)),
+    Unknown = maps:keys(maps:without(Known, Opts)),
     Unknown =:= [] orelse bad(Position, io_lib:format("unknown option: ~0p", [hd(Unknown)])),
-    check_option(durability, Position, Opts),
     [check_option(Name, Position, Opts) || Name <- Known];
 options(Position, _, _) ->
     bad(Position, "options: not a map").
+
+%% As `emqx_redis_request' takes them.
+-spec settings(timeout() | undefined, durability() | undefined) -> emqx_redis_request:settings().
+settings(Timeout, undefined) -> Timeout;
+settings(Timeout, Durability) -> {Timeout, Durability}.
 
 check_option(Name, Position, Opts) ->
     case Opts of
@@ -171,14 +179,20 @@ is_valid(timeout, infinity) -> true;
 is_valid(timeout, Timeout) -> is_integer(Timeout) andalso Timeout >= 0 andalso Timeout =< ?MAX_TTL;
 is_valid(max_queue, Most) -> is_integer(Most) andalso Most > 0 andalso Most =< ?MAX_TTL;
 is_valid(on_full, OnFull) -> OnFull =:= drop_oldest orelse OnFull =:= reject;
-is_valid(durability, Level) -> Level =:= none.
+is_valid(durability, none) -> true;
+is_valid(durability, {replicas, N}) -> is_integer(N) andalso N > 0 andalso N =< 100;
+is_valid(durability, {aof, 0, 0}) -> false;
+is_valid(durability, {aof, L, R}) ->
+    (L =:= 0 orelse L =:= 1) andalso is_integer(R) andalso R >= 0 andalso R =< 100;
+is_valid(durability, _) -> false.
 
 expected(ttl) -> "not infinity or seconds from 1 to 4294967295";
 expected(epoch) -> "not a non-negative integer";
 expected(timeout) -> "not infinity or non-negative milliseconds";
 expected(max_queue) -> "not a positive integer";
 expected(on_full) -> "neither drop_oldest nor reject";
-expected(durability) -> "this version knows none only".
+expected(durability) ->
+    "neither none, {replicas, N} with N from 1 to 100, nor {aof, L, R} with L 0 or 1, R from 0 to 100".
 
 %%--------------------------------------------------------------------
 %% Errors

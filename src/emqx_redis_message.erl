@@ -30,7 +30,7 @@
 %%
 %% With `max_queue' the queue holds no more than that: `on_full => drop_oldest' (the default) makes room
 %% and answers `{ok, #{dropped => Ids}}', `reject' stores nothing and answers `{error, queue_full}'.
-%% Publishers need no epoch. Options: `ttl', `max_queue', `on_full', `timeout'.
+%% Publishers need no epoch. Options: `ttl', `max_queue', `on_full', `timeout', `durability'.
 -spec store_message(client_id(), message()) -> ok | {ok, #{dropped := [message_id()]}} | error().
 store_message(ClientId, Message) -> store_message(ClientId, Message, #{}).
 
@@ -45,9 +45,9 @@ store_message_async(ClientId, Message) -> store_message_async(ClientId, Message,
 store_message_async(ClientId, Message, Opts) -> async(store(ClientId, Message, Opts)).
 
 store(ClientId, Message, Opts) ->
-    {Ttl, Limit, Timeout} = store_options(Opts),
+    {Ttl, Limit, Settings} = store_options(Opts),
     Messages = [emqx_redis_args:message(2, Message)],
-    {{store_messages, emqx_redis_args:client_id(1, ClientId), Messages, Ttl, Limit}, Timeout}.
+    {{store_messages, emqx_redis_args:client_id(1, ClientId), Messages, Ttl, Limit}, Settings}.
 
 %% Stores messages of one client in one atomic unit, in the order of the list.
 -spec store_messages(client_id(), [message()]) ->
@@ -65,9 +65,9 @@ store_messages_async(ClientId, Messages) -> store_messages_async(ClientId, Messa
 store_messages_async(ClientId, Messages, Opts) -> async(store_all(ClientId, Messages, Opts)).
 
 store_all(ClientId, Messages, Opts) ->
-    {Ttl, Limit, Timeout} = store_options(Opts),
+    {Ttl, Limit, Settings} = store_options(Opts),
     All = emqx_redis_args:messages(2, Messages),
-    {{store_messages, emqx_redis_args:client_id(1, ClientId), All, Ttl, Limit}, Timeout}.
+    {{store_messages, emqx_redis_args:client_id(1, ClientId), All, Ttl, Limit}, Settings}.
 
 %% Stores one message for many clients: one atomic unit for each, all in one round trip. Where some fail,
 %% `{error, {partial, [{ClientId, Reason}]}}' names them; the message is stored for the others. What full
@@ -87,9 +87,9 @@ store_message_for_async(ClientIds, Message) -> store_message_for_async(ClientIds
 store_message_for_async(ClientIds, Message, Opts) -> async(store_for(ClientIds, Message, Opts)).
 
 store_for(ClientIds, Message, Opts) ->
-    {Ttl, Limit, Timeout} = store_options(Opts),
+    {Ttl, Limit, Settings} = store_options(Opts),
     Clients = lists:usort(emqx_redis_args:binaries(1, ClientIds)),
-    {{store_message_for, Clients, emqx_redis_args:message(2, Message), Ttl, Limit}, Timeout}.
+    {{store_message_for, Clients, emqx_redis_args:message(2, Message), Ttl, Limit}, Settings}.
 
 %% At most `Limit' messages after the first `Offset', in publish order. Expired and acknowledged ones
 %% are not there and do not count; a page is full if enough messages exist. A stored value that is no
@@ -114,7 +114,7 @@ get(ClientId, Offset, Limit) ->
     {Page, undefined}.
 
 %% Removes a message that the client has acknowledged; that there was none is `ok' too.
-%% Options: `epoch' as for `emqx_redis_session:save_session/3', `timeout'.
+%% Options: `epoch' as for `emqx_redis_session:save_session/3', `timeout', `durability'.
 -spec ack_message(client_id(), message_id()) -> ok | error().
 ack_message(ClientId, MessageId) -> ack_message(ClientId, MessageId, #{}).
 
@@ -144,12 +144,13 @@ ack_messages_async(ClientId, MessageIds) -> ack_messages_async(ClientId, Message
 ack_messages_async(ClientId, MessageIds, Opts) -> async(ack_all(ClientId, MessageIds, Opts)).
 
 ack_all(ClientId, MessageIds, Opts) ->
-    [Epoch, Timeout] = emqx_redis_args:options(3, Opts, [epoch, timeout]),
+    [Epoch, Timeout, Durability] = emqx_redis_args:options(3, Opts, [epoch, timeout, durability]),
     Ids = emqx_redis_args:binaries(2, MessageIds),
-    {{ack_messages, emqx_redis_args:client_id(1, ClientId), Ids, Epoch}, Timeout}.
+    Ack = {ack_messages, emqx_redis_args:client_id(1, ClientId), Ids, Epoch},
+    {Ack, emqx_redis_args:settings(Timeout, Durability)}.
 
 %% Removes all of a client's messages: up to 200 in one atomic unit, more in several.
-%% Options: `epoch' as for `emqx_redis_session:save_session/3', `timeout'.
+%% Options: `epoch' as for `emqx_redis_session:save_session/3', `timeout', `durability'.
 -spec delete_messages(client_id()) -> ok | error().
 delete_messages(ClientId) -> delete_messages(ClientId, #{}).
 
@@ -163,22 +164,23 @@ delete_messages_async(ClientId) -> delete_messages_async(ClientId, #{}).
 delete_messages_async(ClientId, Opts) -> async(delete(ClientId, Opts)).
 
 delete(ClientId, Opts) ->
-    [Epoch, Timeout] = emqx_redis_args:options(2, Opts, [epoch, timeout]),
-    {{delete_messages, emqx_redis_args:client_id(1, ClientId), Epoch}, Timeout}.
+    [Epoch, Timeout, Durability] = emqx_redis_args:options(2, Opts, [epoch, timeout, durability]),
+    Delete = {delete_messages, emqx_redis_args:client_id(1, ClientId), Epoch},
+    {Delete, emqx_redis_args:settings(Timeout, Durability)}.
 
 %%--------------------------------------------------------------------
 %% Internal
 %%--------------------------------------------------------------------
 
 store_options(Opts) ->
-    Names = [ttl, max_queue, on_full, timeout],
-    [Ttl, Most, OnFull, Timeout] = emqx_redis_args:options(3, Opts, Names),
-    {Ttl, queue_limit(Most, OnFull), Timeout}.
+    Names = [ttl, max_queue, on_full, timeout, durability],
+    [Ttl, Most, OnFull, Timeout, Durability] = emqx_redis_args:options(3, Opts, Names),
+    {Ttl, queue_limit(Most, OnFull), emqx_redis_args:settings(Timeout, Durability)}.
 
 queue_limit(undefined, _) -> undefined;
 queue_limit(Most, undefined) -> {Most, drop_oldest};
 queue_limit(Most, OnFull) -> {Most, OnFull}.
 
-call({Operation, Timeout}) -> emqx_redis_request:call(Operation, Timeout).
+call({Operation, Settings}) -> emqx_redis_request:call(Operation, Settings).
 
-async({Operation, Timeout}) -> emqx_redis_request:async(Operation, Timeout).
+async({Operation, Settings}) -> emqx_redis_request:async(Operation, Settings).

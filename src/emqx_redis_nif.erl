@@ -73,13 +73,13 @@ stop() -> erlang:nif_error(not_loaded).
 -spec join() -> ok.
 join() -> erlang:nif_error(not_loaded).
 
--spec submit(reference(), timeout() | undefined, emqx_redis_request:operation()) ->
+-spec submit(reference(), emqx_redis_request:settings(), emqx_redis_request:operation()) ->
     non_neg_integer() | over_budget | {error, term()}.
-submit(_Ref, _Timeout, _Operation) -> erlang:nif_error(not_loaded).
+submit(_Ref, _Settings, _Operation) -> erlang:nif_error(not_loaded).
 
--spec submit_dirty(reference(), timeout() | undefined, emqx_redis_request:operation()) ->
+-spec submit_dirty(reference(), emqx_redis_request:settings(), emqx_redis_request:operation()) ->
     non_neg_integer() | over_budget | {error, term()}.
-submit_dirty(_Ref, _Timeout, _Operation) -> erlang:nif_error(not_loaded).
+submit_dirty(_Ref, _Settings, _Operation) -> erlang:nif_error(not_loaded).
 
 -spec cancel(non_neg_integer()) -> ok.
 cancel(_Number) -> erlang:nif_error(not_loaded).

@@ -8,22 +8,25 @@
 -export([call/2, async/2, submit/3]).
 -export([receive_response/2, check_response/2, cancel/1]).
 
--export_type([operation/0, request_id/0, result/0]).
+-export_type([operation/0, settings/0, request_id/0, result/0]).
 
 %% Far longer than the engine can take to answer a request that it is told to give up.
 -define(CANCEL_TIMEOUT, 5000).
 
 %% As `native/src/request.rs' takes them: a name and its arguments, `undefined' for what is not given.
 -type operation() :: tuple().
+%% `undefined' is what the configuration says.
+-type settings() ::
+    timeout() | undefined | {timeout() | undefined, emqx_redis_args:durability()}.
 -opaque request_id() :: {emqx_redis_request, reference(), non_neg_integer() | none}.
 -type result() :: ok | {ok, term()} | {error, emqx_redis_storage:error_reason()}.
 
 %% Does the operation and awaits its result. The reference is made here, right before the `receive',
 %% so that the virtual machine skips all mail that is older: a long mailbox costs nothing.
--spec call(operation(), timeout() | undefined) -> result().
-call(Operation, Timeout) ->
+-spec call(operation(), settings()) -> result().
+call(Operation, Settings) ->
     Ref = make_ref(),
-    case ?MODULE:submit(Ref, Timeout, Operation) of
+    case ?MODULE:submit(Ref, Settings, Operation) of
         Number when is_integer(Number) ->
             receive
                 {emqx_redis_reply, Ref, Result} -> decoded(Result)
@@ -33,10 +36,10 @@ call(Operation, Timeout) ->
     end.
 
 %% Begins the operation. Its result comes as a message, also where it failed at once.
--spec async(operation(), timeout() | undefined) -> request_id().
-async(Operation, Timeout) ->
+-spec async(operation(), settings()) -> request_id().
+async(Operation, Settings) ->
     Ref = make_ref(),
-    case ?MODULE:submit(Ref, Timeout, Operation) of
+    case ?MODULE:submit(Ref, Settings, Operation) of
         Number when is_integer(Number) ->
             {emqx_redis_request, Ref, Number};
         {error, _} = Error ->
@@ -46,21 +49,21 @@ async(Operation, Timeout) ->
 
 %% Called as if from another module: the compiler would follow the reference into a local function,
 %% and make it forget where in the mailbox the `receive' may begin.
--spec submit(reference(), timeout() | undefined, operation()) ->
+-spec submit(reference(), settings(), operation()) ->
     non_neg_integer() | {error, term()}.
-submit(Ref, Timeout, Operation) ->
+submit(Ref, Settings, Operation) ->
     %% A storage that was stopped has unloaded the library; to load it here again would keep whoever
     %% upgrades it from doing so.
-    try erlang:module_loaded(emqx_redis_nif) andalso leave(Ref, Timeout, Operation) of
+    try erlang:module_loaded(emqx_redis_nif) andalso leave(Ref, Settings, Operation) of
         false -> {error, stopped};
         Submitted -> submitted(Submitted)
     catch
         error:undef -> {error, stopped}
     end.
 
-leave(Ref, Timeout, Operation) ->
-    case emqx_redis_nif:submit(Ref, Timeout, Operation) of
-        over_budget -> emqx_redis_nif:submit_dirty(Ref, Timeout, Operation);
+leave(Ref, Settings, Operation) ->
+    case emqx_redis_nif:submit(Ref, Settings, Operation) of
+        over_budget -> emqx_redis_nif:submit_dirty(Ref, Settings, Operation);
         Submitted -> Submitted
     end.
 

@@ -22,7 +22,7 @@
 %%
 %% A session that was claimed takes the option `epoch': a lower one than stored answers
 %% `{error, {stale_epoch, Stored}}', none answers `{error, fenced}'.
-%% Options: `ttl', `epoch', `timeout'.
+%% Options: `ttl', `epoch', `timeout', `durability'.
 -spec save_session(client_id(), term()) -> ok | error().
 save_session(ClientId, Session) -> save_session(ClientId, Session, #{}).
 
@@ -36,8 +36,10 @@ save_session_async(ClientId, Session) -> save_session_async(ClientId, Session, #
 save_session_async(ClientId, Session, Opts) -> async(save(ClientId, Session, Opts)).
 
 save(ClientId, Session, Opts) ->
-    [Ttl, Epoch, Timeout] = emqx_redis_args:options(3, Opts, [ttl, epoch, timeout]),
-    {{save_session, emqx_redis_args:client_id(1, ClientId), Session, Ttl, Epoch}, Timeout}.
+    Known = [ttl, epoch, timeout, durability],
+    [Ttl, Epoch, Timeout, Durability] = emqx_redis_args:options(3, Opts, Known),
+    Save = {save_session, emqx_redis_args:client_id(1, ClientId), Session, Ttl, Epoch},
+    {Save, emqx_redis_args:settings(Timeout, Durability)}.
 
 %% Reads a session: the very term that was saved. `{error, not_found}' when there is none, also when it
 %% has expired; `{error, {undecodable, _}}' when something else is stored in its place.
@@ -53,7 +55,7 @@ load(ClientId) ->
 %% Deletes a session; that there was none is `ok' too. Its messages stay: see
 %% `emqx_redis_message:delete_messages/1'. A claimed session's epoch is kept for a day, so that a node that
 %% was paused cannot bring the session back.
-%% Options: `epoch' as for `save_session/3', `timeout'.
+%% Options: `epoch' as for `save_session/3', `timeout', `durability'.
 -spec delete_session(client_id()) -> ok | error().
 delete_session(ClientId) -> delete_session(ClientId, #{}).
 
@@ -67,8 +69,9 @@ delete_session_async(ClientId) -> delete_session_async(ClientId, #{}).
 delete_session_async(ClientId, Opts) -> async(delete(ClientId, Opts)).
 
 delete(ClientId, Opts) ->
-    [Epoch, Timeout] = emqx_redis_args:options(2, Opts, [epoch, timeout]),
-    {{delete_session, emqx_redis_args:client_id(1, ClientId), Epoch}, Timeout}.
+    [Epoch, Timeout, Durability] = emqx_redis_args:options(2, Opts, [epoch, timeout, durability]),
+    Delete = {delete_session, emqx_redis_args:client_id(1, ClientId), Epoch},
+    {Delete, emqx_redis_args:settings(Timeout, Durability)}.
 
 %% At most `Limit' client ids after the first `Offset', in the order of their last save, the oldest
 %% first; no expired session is among them. A page is full if enough sessions exist.
@@ -93,7 +96,7 @@ count() ->
 
 %% Takes a session over: raises its epoch, so that whoever held it before can write no more, and reads
 %% it, in one atomic unit. `session' is `undefined' where none is stored; the epoch counts all the same.
-%% Options: `timeout'.
+%% Options: `timeout', `durability'.
 -spec claim_session(client_id(), emqx_redis_args:options()) ->
     {ok, #{epoch := epoch(), session := term() | undefined}} | error().
 claim_session(ClientId, Opts) -> call(claim(ClientId, Opts)).
@@ -102,13 +105,14 @@ claim_session(ClientId, Opts) -> call(claim(ClientId, Opts)).
 claim_session_async(ClientId, Opts) -> async(claim(ClientId, Opts)).
 
 claim(ClientId, Opts) ->
-    [Timeout] = emqx_redis_args:options(2, Opts, [timeout]),
-    {{claim_session, emqx_redis_args:client_id(1, ClientId)}, Timeout}.
+    [Timeout, Durability] = emqx_redis_args:options(2, Opts, [timeout, durability]),
+    Claim = {claim_session, emqx_redis_args:client_id(1, ClientId)},
+    {Claim, emqx_redis_args:settings(Timeout, Durability)}.
 
 %%--------------------------------------------------------------------
 %% Internal
 %%--------------------------------------------------------------------
 
-call({Operation, Timeout}) -> emqx_redis_request:call(Operation, Timeout).
+call({Operation, Settings}) -> emqx_redis_request:call(Operation, Settings).
 
-async({Operation, Timeout}) -> emqx_redis_request:async(Operation, Timeout).
+async({Operation, Settings}) -> emqx_redis_request:async(Operation, Settings).

@@ -39,6 +39,11 @@
     | {partial, [{emqx_redis_session:client_id(), error_reason()}]}
     %% What is stored is not what this library stores.
     | {undecodable, #{reason := atom(), message_id => emqx_redis_message:message_id()}}
+    %% (?) The write was done, and reached only so many copies: replicas, or for `{aof, _, _}' the append-only
+    %% files of the server itself (0 or 1) and of replicas.
+    | {not_durable, non_neg_integer() | {0..1, non_neg_integer()}}
+    %% The server can't do what the level of durability asks for.
+    | {unsupported, Text :: binary()}
     %% Redis refused: the code (`OOM', `NOPERM', `READONLY', ...) and the text of its answer.
     | {redis, Code :: binary(), Text :: binary()}
     %% The command would change or hold up a connection that others share.
@@ -71,6 +76,10 @@
     | {no_permission, binary()}
     | loading
     | too_many_clients
+    %% A fail-over is under way.
+    | not_master
+    | {unknown_master, Name :: binary()}
+    | {cluster_down, binary()}
     | {server, binary()}
     | {protocol, binary()}
     | {io, binary()}

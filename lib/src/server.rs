@@ -108,7 +108,9 @@ impl ServerReport {
         };
         if self.release().is_some_and(|release| release < (7, 2)) {
             let version = self.version.as_deref().unwrap_or_default();
-            return Some(format!("{level} takes WAITAOF, of Redis 7.2; this is {version}"));
+            return Some(format!(
+                "{level} takes WAITAOF, of Redis 7.2; this is {version}"
+            ));
         }
         (local > 0 && self.aof_enabled == Some(false))
             .then(|| format!("{level}: the server writes no append-only file"))
@@ -125,7 +127,11 @@ impl ServerReport {
                 format!("Redis {major} is older than 5.0, the oldest that is supported"),
             );
         }
-        if let Some(policy) = self.maxmemory_policy.as_ref().filter(|it| *it != "noeviction") {
+        if let Some(policy) = self
+            .maxmemory_policy
+            .as_ref()
+            .filter(|it| *it != "noeviction")
+        {
             warn(
                 WarningKind::EvictingPolicy,
                 format!("maxmemory-policy is {policy}: when memory is short Redis deletes sessions and messages; set noeviction"),
@@ -140,11 +146,15 @@ impl ServerReport {
         if expected.rdb_enabled && self.rdb_enabled == Some(false) {
             warn(
                 WarningKind::NoRdb,
-                "the server makes no RDB snapshots (persistence.rdb_enabled = false silences this)".into(),
+                "the server makes no RDB snapshots (persistence.rdb_enabled = false silences this)"
+                    .into(),
             );
         }
         if expected.rdb_enabled && self.rdb_ok == Some(false) {
-            warn(WarningKind::RdbFailed, "the server's last RDB snapshot failed".into());
+            warn(
+                WarningKind::RdbFailed,
+                "the server's last RDB snapshot failed".into(),
+            );
         }
         if self.role.as_deref() == Some("slave") && config.redis.topology != Topology::Cluster {
             warn(

@@ -33,6 +33,9 @@ rustler::atoms! {
     // Options
     drop_oldest,
     reject,
+    none,
+    replicas,
+    aof,
     // Answers
     dropped,
     epoch,
@@ -53,6 +56,8 @@ rustler::atoms! {
     message_id,
     reason,
     redis,
+    not_durable,
+    unsupported,
     not_allowed,
     internal,
     unencodable,
@@ -70,6 +75,9 @@ rustler::atoms! {
     no_permission,
     loading,
     too_many_clients,
+    not_master,
+    unknown_master,
+    cluster_down,
     server,
     protocol,
     io,

@@ -1,6 +1,6 @@
 //! Errors as terms. `emqx_redis_storage:error_reason/0` is their type.
 
-use emqx_redis_core::error::{Error, TlsFailure, Why};
+use emqx_redis_core::error::{Error, Reached, TlsFailure, Why};
 use rustler::{Encoder, Env, NewBinary, Term};
 
 use crate::atoms;
@@ -52,6 +52,13 @@ pub(crate) fn encode_error<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
         Error::Redis { code, text: reply } => {
             (atoms::redis(), text(env, code), text(env, reply)).encode(env)
         }
+        Error::NotDurable(Reached::Replicas(replicas)) => {
+            (atoms::not_durable(), *replicas).encode(env)
+        }
+        Error::NotDurable(Reached::Aof { local, replicas }) => {
+            (atoms::not_durable(), (*local, *replicas)).encode(env)
+        }
+        Error::Unsupported(what) => (atoms::unsupported(), text(env, what)).encode(env),
         Error::NotAllowed(command) => (atoms::not_allowed(), text(env, command)).encode(env),
         Error::Internal(defect) => (atoms::internal(), text(env, defect)).encode(env),
     }
@@ -71,6 +78,9 @@ pub(crate) fn encode_why<'a>(env: Env<'a>, why: &Why) -> Term<'a> {
         Why::NoPermission(reply) => tagged(atoms::no_permission(), reply),
         Why::Loading => atoms::loading().to_term(env),
         Why::TooManyClients => atoms::too_many_clients().to_term(env),
+        Why::NotMaster => atoms::not_master().to_term(env),
+        Why::UnknownMaster(name) => tagged(atoms::unknown_master(), name),
+        Why::ClusterDown(detail) => tagged(atoms::cluster_down(), detail),
         Why::Server(reply) => tagged(atoms::server(), reply),
         Why::Protocol(detail) => tagged(atoms::protocol(), detail),
         Why::Io(detail) => tagged(atoms::io(), detail),

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use emqx_redis_core::config::{Config, ConfigError};
-use emqx_redis_core::engine::{Engine, RequestId};
+use emqx_redis_core::engine::Engine;
 use emqx_redis_core::error::Error;
 use emqx_redis_core::request::Request;
+use rustler::types::tuple::get_tuple;
 use rustler::{Atom, Encoder, Env, LocalPid, NifResult, OwnedEnv, Term};
 
 use crate::error_term::encode_error;
@@ -153,7 +154,7 @@ fn stop_and_join() {
     }
 }
 
-/// `submit(Ref, Timeout, Operation)`: leaves a request. Answers its number, and then one message
+/// `submit(Ref, Timeout | {Timeout, Durability}, Operation)`: leaves a request. Answers its number, and then one message
 /// `{emqx_redis_reply, Ref, Result}` is certain to come; or `over_budget`: call `submit_dirty`; or
 /// `{error, Reason}`, and no message comes.
 #[rustler::nif]
@@ -193,6 +194,11 @@ fn submit_within<'a>(
     let Some(engine) = engine else {
         return Ok((atoms::error(), atoms::stopped()).encode(env));
     };
+    // Few calls have a level of durability of their own.
+    let (timeout, durability) = match get_tuple(timeout).as_deref() {
+        Ok([timeout, level]) => (*timeout, Some(request::durability(*level)?)),
+        _ => (timeout, None),
+    };
     let timeout = match timeout.decode::<u64>() {
         Ok(millis) => Duration::from_millis(millis).min(FOREVER),
         Err(_) if timeout == atoms::infinity().to_term(env) => FOREVER,
@@ -206,9 +212,10 @@ fn submit_within<'a>(
         Err(Refusal::Because(reason)) => return Ok((atoms::error(), reason).encode(env)),
     };
     let caller = Caller::new(env.pid(), reference);
-    let request = Request::new(operation, Instant::now() + timeout, Box::new(caller));
+    let request = Request::new(operation, Instant::now() + timeout, Box::new(caller))
+        .with_durability(durability);
     Ok(match engine.submit(request) {
-        Ok(id) => (id.number << 1 | u64::from(id.is_query)).encode(env),
+        Ok(number) => number.encode(env),
         Err(error) => (atoms::error(), encode_error(env, &error)).encode(env),
     })
 }
@@ -217,10 +224,7 @@ fn submit_within<'a>(
 #[rustler::nif]
 fn cancel(number: u64) -> Atom {
     if let Some(engine) = engine() {
-        engine.cancel(RequestId {
-            number: number >> 1,
-            is_query: number & 1 == 1,
-        });
+        engine.cancel(number);
     }
     atoms::ok()
 }

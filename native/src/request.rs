@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use emqx_redis_core::command::{Command, Query};
-use emqx_redis_core::config::Ttl;
+use emqx_redis_core::config::{Durability, Ttl};
 use emqx_redis_core::keys::valid_node;
 use emqx_redis_core::message::{
     AckMessages, DeleteMessages, GetMessages, Limit, Message, OnFull, StoreMessageFor,
@@ -209,6 +209,25 @@ fn time_to_live<'a>(term: Term<'a>) -> Decoded<'a, Option<Ttl>> {
     match term.decode::<u32>()? {
         0 => Err(Refusal::BadArgument),
         seconds => Ok(Some(Ttl::Seconds(seconds))),
+    }
+}
+
+/// `none`, `{replicas, N}` or `{aof, Local, Replicas}`.
+pub(crate) fn durability<'a>(term: Term<'a>) -> rustler::NifResult<Durability> {
+    let env = term.get_env();
+    let is = |term: &Term<'a>, atom: rustler::Atom| *term == atom.to_term(env);
+    if is(&term, atoms::none()) {
+        return Ok(Durability::None);
+    }
+    match &get_tuple(term)?[..] {
+        [level, replicas] if is(level, atoms::replicas()) => {
+            Ok(Durability::Replicas(replicas.decode()?))
+        }
+        [level, local, replicas] if is(level, atoms::aof()) => Ok(Durability::Aof {
+            local: local.decode()?,
+            replicas: replicas.decode()?,
+        }),
+        _ => Err(rustler::Error::BadArg),
     }
 }
 

@@ -1,8 +1,10 @@
 //! What `emqx_redis_storage:status/0` tells.
 
+use emqx_redis_core::config::Config;
+use emqx_redis_core::dispatch::{Kind, LinkStatus};
 use emqx_redis_core::engine::Engine;
-use emqx_redis_core::lane::LaneStatus;
 use emqx_redis_core::metrics::{Counter, OperationKind};
+use emqx_redis_core::server::Warning;
 use rustler::{Atom, Encoder, Env, Term};
 
 use crate::error_term::{binary, encode_why};
@@ -25,14 +27,12 @@ fn optional<'a>(env: Env<'a>, text: Option<&String>) -> Term<'a> {
 /// The whole status as a map.
 pub(crate) fn encode<'a>(env: Env<'a>, engine: &Engine) -> Term<'a> {
     let config = engine.config();
-    let lanes = engine.lanes();
+    let links = engine.links();
+    let data: Vec<&LinkStatus> = links.iter().filter(|it| it.kind == Kind::Data).collect();
     let (inflight, inflight_bytes) = engine.load().current();
-    let warnings: Vec<Term<'a>> = lanes
-        .first()
-        .map(|lane| lane.report.warnings(&config.persistence))
-        .unwrap_or_default()
+    let warnings: Vec<Term<'a>> = data
         .iter()
-        .map(|warning| binary(env, warning.as_bytes()))
+        .flat_map(|link| warnings(env, link, &config))
         .collect();
     let servers: Vec<Term<'a>> = config
         .redis
@@ -40,8 +40,11 @@ pub(crate) fn encode<'a>(env: Env<'a>, engine: &Engine) -> Term<'a> {
         .iter()
         .map(|server| binary(env, server.to_string().as_bytes()))
         .collect();
-    let connections: Vec<Term<'a>> = lanes.iter().map(|lane| connection(env, lane)).collect();
-    let connected = lanes.iter().all(|lane| lane.state.is_ok());
+    let connections: Vec<Term<'a>> = links.iter().map(|link| connection(env, link)).collect();
+    // Connections that are made on demand say nothing about whether the data can be reached.
+    let mut wanted = links.iter().filter(|it| it.durability().is_none());
+    let connected = !data.is_empty() && wanted.all(|link| link.state.is_ok());
+    let masters: Vec<Term<'a>> = data.iter().map(|link| server(env, link)).collect();
     let map = Term::map_new(env);
     let map = put(
         env,
@@ -52,14 +55,9 @@ pub(crate) fn encode<'a>(env: Env<'a>, engine: &Engine) -> Term<'a> {
     let map = put(env, map, "servers", servers);
     let map = put(env, map, "connected", connected);
     let map = put(env, map, "connections", connections);
-    let map = put(
-        env,
-        map,
-        "server",
-        lanes
-            .first()
-            .map_or(Term::map_new(env), |lane| server(env, lane)),
-    );
+    let first = masters.first().copied();
+    let map = put(env, map, "server", first.unwrap_or(Term::map_new(env)));
+    let map = put(env, map, "masters", masters);
     let map = put(env, map, "warnings", warnings);
     let map = put(env, map, "uptime_ms", engine.uptime().as_millis() as u64);
     let map = put(env, map, "inflight", inflight as u64);
@@ -73,33 +71,56 @@ fn topology<'a>(env: Env<'a>, name: &str) -> Term<'a> {
     Atom::from_str(env, name).map_or_else(|_| binary(env, name.as_bytes()), |it| it.to_term(env))
 }
 
-fn connection<'a>(env: Env<'a>, lane: &LaneStatus) -> Term<'a> {
-    let state = match &lane.state {
+fn connection<'a>(env: Env<'a>, link: &LinkStatus) -> Term<'a> {
+    let state = match &link.state {
         Ok(()) => atoms::connected().to_term(env),
         Err(why) => encode_why(env, why),
     };
-    let map = put(env, Term::map_new(env), "name", topology(env, lane.name));
+    let name = topology(env, link.kind.name());
+    let map = put(env, Term::map_new(env), "name", name);
+    let map = match link.durability() {
+        Some(level) => put(env, map, "durability", text(env, &level.to_string())),
+        None => map,
+    };
+    let map = put(env, map, "server", address(env, link));
     let map = put(env, map, "state", state);
-    put(
-        env,
-        map,
-        "since_ms",
-        lane.since.elapsed().as_millis() as u64,
-    )
+    let since = link.since.elapsed().as_millis() as u64;
+    put(env, map, "since_ms", since)
 }
 
-fn server<'a>(env: Env<'a>, lane: &LaneStatus) -> Term<'a> {
-    let report = &lane.report;
-    let map = put(
-        env,
-        Term::map_new(env),
-        "version",
-        optional(env, report.version.as_ref()),
-    );
-    let map = put(env, map, "role", optional(env, report.role.as_ref()));
+fn address<'a>(env: Env<'a>, link: &LinkStatus) -> Term<'a> {
+    let address = link.server.as_ref().map(ToString::to_string);
+    optional(env, address.as_ref())
+}
+
+fn warnings<'a>(env: Env<'a>, link: &LinkStatus, config: &Config) -> Vec<Term<'a>> {
+    let warnings = link.report.warnings(config);
+    let term = |warning: &Warning| {
+        let kind = topology(env, warning.kind.as_str());
+        let map = put(env, Term::map_new(env), "kind", kind);
+        let map = put(env, map, "server", address(env, link));
+        put(env, map, "text", text(env, &warning.text))
+    };
+    warnings.iter().map(term).collect()
+}
+
+fn text<'a>(env: Env<'a>, text: &str) -> Term<'a> {
+    binary(env, text.as_bytes())
+}
+
+fn server<'a>(env: Env<'a>, link: &LinkStatus) -> Term<'a> {
+    let report = &link.report;
+    let version = optional(env, report.version.as_ref());
     let policy = optional(env, report.maxmemory_policy.as_ref());
+    let map = put(env, Term::map_new(env), "address", address(env, link));
+    let map = put(env, map, "version", version);
+    let map = put(env, map, "role", optional(env, report.role.as_ref()));
     let map = put(env, map, "maxmemory_policy", policy);
-    put(env, map, "maxmemory", report.maxmemory)
+    let map = put(env, map, "maxmemory", report.maxmemory);
+    match report.replicas {
+        Some(replicas) => put(env, map, "replicas", replicas),
+        None => map,
+    }
 }
 
 fn counters<'a>(env: Env<'a>, engine: &Engine) -> Term<'a> {

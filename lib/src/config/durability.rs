@@ -31,6 +31,14 @@ impl Durability {
     pub const EXPECTED: &'static str =
         "none, replicas:N (N from 1 to 100) or aof:L:R (L 0 or 1, R from 0 to 100, not both 0)";
 
+    /// How many replicas it takes, where it takes any.
+    pub fn replicas(self) -> Option<u32> {
+        match self {
+            Durability::None => None,
+            Durability::Replicas(replicas) | Durability::Aof { replicas, .. } => Some(replicas),
+        }
+    }
+
     /// The level that `none`, `replicas:N` or `aof:L:R` names; `None` for any other text.
     pub fn parse(text: &str) -> Option<Durability> {
         if text == "none" {

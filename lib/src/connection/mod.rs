@@ -105,7 +105,9 @@ async fn prepare(setup: &mut Dialogue, config: &config::Redis) -> Result<(), Why
 /// Users may be denied INFO, which tells a server's role too.
 async fn check_role(setup: &mut Dialogue) -> Result<(), Why> {
     match setup.call(&[b"ROLE"]).await? {
-        Frame::Array(parts) if parts.first() == Some(&Frame::Bulk(Bytes::from_static(b"master"))) => {
+        Frame::Array(parts)
+            if parts.first() == Some(&Frame::Bulk(Bytes::from_static(b"master"))) =>
+        {
             Ok(())
         }
         Frame::Array(_) => Err(Why::NotMaster),
@@ -176,7 +178,22 @@ async fn inspect_server(setup: &mut Dialogue) -> Result<(ServerReport, Option<St
         .lines()
         .find_map(|line| line.strip_prefix("run_id:"))
         .map(|run| run.trim().to_owned());
-    Ok((ServerReport::from_info(&info), run))
+    let report = ServerReport {
+        rdb_enabled: ask_for_snapshots(setup).await?,
+        ..ServerReport::from_info(&info)
+    };
+    Ok((report, run))
+}
+
+/// Whether the server makes snapshots by itself, which INFO does not tell.
+async fn ask_for_snapshots(setup: &mut Dialogue) -> Result<Option<bool>, Why> {
+    Ok(match setup.call(&[b"CONFIG", b"GET", b"save"]).await? {
+        Frame::Array(pair) => match pair.get(1) {
+            Some(Frame::Bulk(points)) => Some(!points.is_empty()),
+            _ => None,
+        },
+        _ => None,
+    })
 }
 
 /// Microseconds since 1970 from the reply to `TIME`.

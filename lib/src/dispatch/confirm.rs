@@ -178,15 +178,30 @@ mod tests {
         let moved = Frame::Error("MOVED 1 a:1".into());
         let two = Durability::Replicas(2);
         let number = Frame::Integer;
-        assert_eq!(read(two, &[ok.clone(), number(2)]), (Reached::Replicas(2), true));
-        assert_eq!(read(two, &[ok.clone(), number(1)]), (Reached::Replicas(1), false));
+        assert_eq!(
+            read(two, &[ok.clone(), number(2)]),
+            (Reached::Replicas(2), true)
+        );
+        assert_eq!(
+            read(two, &[ok.clone(), number(1)]),
+            (Reached::Replicas(1), false)
+        );
         // Without the mark the wait may have been for nothing.
-        assert_eq!(read(two, &[moved, number(2)]), (Reached::Replicas(2), false));
-        let aof = Durability::Aof { local: 1, replicas: 1 };
+        assert_eq!(
+            read(two, &[moved, number(2)]),
+            (Reached::Replicas(2), false)
+        );
+        let aof = Durability::Aof {
+            local: 1,
+            replicas: 1,
+        };
         let reached = |local, replicas| Reached::Aof { local, replicas };
         let found = |local, replicas| Frame::Array(vec![number(local), number(replicas)]);
         assert_eq!(read(aof, &[ok.clone(), found(1, 1)]), (reached(1, 1), true));
-        assert_eq!(read(aof, &[ok.clone(), found(1, 0)]), (reached(1, 0), false));
+        assert_eq!(
+            read(aof, &[ok.clone(), found(1, 0)]),
+            (reached(1, 0), false)
+        );
         let refused = Frame::Error("ERR unknown command".into());
         assert_eq!(read(aof, &[ok, refused]), (reached(0, 0), false));
     }

@@ -134,7 +134,7 @@ impl Flight {
     }
 
     /// Ends a batch of durable writes, if anything of it is done or under way.
-    fn ask_to_confirm(&mut self, id: TrackId, wire: &mut Wire) -> bool {
+    pub(super) fn ask_to_confirm(&mut self, id: TrackId, wire: &mut Wire) -> bool {
         let Some(track) = self.tracks.get(id) else {
             return false;
         };
@@ -243,10 +243,8 @@ impl Flight {
                 self.next_step(id, entry);
             }
             Ok(Step::Repair(keys, error)) => {
-                let operation = &entry.request.operation;
-                let (kind, slot) = (operation.kind(), operation.slot(context));
-                let affinity = operation.affinity().each().to_vec();
-                let repair = Repair::new(kind, affinity, keys, error, slot);
+                let kind = entry.request.operation.kind();
+                let repair = Repair::new(kind, entry.things(), keys, error);
                 entry.request.operation = Box::new(repair);
                 self.next_step(id, entry);
             }
@@ -304,7 +302,11 @@ impl Flight {
         let now = Instant::now();
         // Two servers that each name the other are asked less often.
         entry.redirects += 1;
-        let mut at = if entry.redirects > 3 { now + TRY_AGAIN } else { now };
+        let mut at = if entry.redirects > 3 {
+            now + TRY_AGAIN
+        } else {
+            now
+        };
         match redirect {
             Redirect::Moved(..) => self.note_moved(id, replies),
             Redirect::Ask(location) => {
@@ -432,7 +434,7 @@ impl Flight {
                 Purpose::Caller | Purpose::Kill | Purpose::Confirm => {}
             }
         }
-        self.finish(entry);
+        self.finish(entry)
     }
 
     fn panicked(&self, entry: &mut Entry, panic: Box<dyn std::any::Any + Send>) {

@@ -41,18 +41,21 @@ pub(super) fn split(context: &Arc<Context>, mut request: Request) -> Split {
         results: operations.iter().map(|_| None).collect(),
         missing: operations.len(),
     }));
-    let parts = operations.into_iter().enumerate().map(|(index, operation)| {
-        let part = Part {
-            context: context.clone(),
-            whole: whole.clone(),
-            index,
-        };
-        let mut request = Request::new(operation, deadline, Box::new(part));
-        request.id = id;
-        request.part = index as u32 + 1;
-        request.durability = durability;
-        request
-    });
+    let parts = operations
+        .into_iter()
+        .enumerate()
+        .map(|(index, operation)| {
+            let part = Part {
+                context: context.clone(),
+                whole: whole.clone(),
+                index,
+            };
+            let mut request = Request::new(operation, deadline, Box::new(part));
+            request.id = id;
+            request.part = index as u32 + 1;
+            request.durability = durability;
+            request
+        });
     Split::Parts(parts.collect())
 }
 
@@ -71,7 +74,10 @@ impl Responder for Part {
         whole.missing -= 1;
         if whole.missing == 0 {
             let results = std::mem::take(&mut whole.results);
-            let result = whole.request.operation.join(results.into_iter().flatten().collect());
+            let result = whole
+                .request
+                .operation
+                .join(results.into_iter().flatten().collect());
             whole.request.answer(&self.context, result);
         }
     }

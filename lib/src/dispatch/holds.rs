@@ -44,7 +44,9 @@ impl Hasher for Identity {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.0 = self.0 << 8 | u64::from(*byte));
+        bytes
+            .iter()
+            .for_each(|byte| self.0 = self.0 << 8 | u64::from(*byte));
     }
 
     fn write_u64(&mut self, value: u64) {
@@ -73,7 +75,10 @@ impl Holds {
     pub(super) fn place(&mut self, entry: &mut Entry, track: TrackId) {
         entry.is_placed = true;
         for thing in entry.request.operation.affinity().each() {
-            let bound = self.bound.entry(*thing).or_insert(Bound { track, count: 0 });
+            let bound = self
+                .bound
+                .entry(*thing)
+                .or_insert(Bound { track, count: 0 });
             bound.track = track;
             bound.count += 1;
         }

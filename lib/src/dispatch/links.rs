@@ -79,9 +79,8 @@ impl Dispatcher {
                 continue;
             };
             let track = self.flight.tracks.peek(*id);
-            let is_answered = track.is_none_or(|track| {
-                track.sent.is_empty() && track.confirmation.is_empty()
-            });
+            let is_answered =
+                track.is_none_or(|track| track.sent.is_empty() && track.confirmation.is_empty());
             if !link.is_draining && link.version == self.version {
                 busy |= self.flight.send_pending(*id, wire);
             } else if is_answered {
@@ -182,7 +181,10 @@ impl Dispatcher {
         let closed = std::mem::take(&mut link.closing);
         link.identity = opened.identity;
         link.set_up(Wire::new(opened.stream, self.context.clone()));
-        let (server, run) = (link.server.clone(), link.identity.as_ref().map(|it| &it.run));
+        let (server, run) = (
+            link.server.clone(),
+            link.identity.as_ref().map(|it| &it.run),
+        );
         tracing::info!(connection = link.kind.name(), server = %server, "connected to Redis");
         self.flight.set_up(id, true);
         self.flight.note_time(id, &opened.times, true);
@@ -190,7 +192,8 @@ impl Dispatcher {
             self.flight.give_doubtful_up(id, &Why::Closed);
         }
         // What was lost meanwhile is closed on this connection, ahead of everything else.
-        self.lost.retain(|(at, identity)| *at != server || !closed.contains(identity));
+        self.lost
+            .retain(|(at, identity)| *at != server || !closed.contains(identity));
         for (at, identity) in &self.lost {
             if *at == server && Some(&identity.run) == run {
                 self.flight.kill(id, identity.client);
@@ -244,7 +247,9 @@ impl Dispatcher {
     fn kill_beside(&mut self, id: TrackId, lost: &Identity) {
         for beside in self.flight.tracks.beside(id) {
             let link = self.links.get(&beside).filter(|link| link.is_up());
-            let run = link.and_then(|link| link.identity.as_ref()).map(|it| &it.run);
+            let run = link
+                .and_then(|link| link.identity.as_ref())
+                .map(|it| &it.run);
             if run == Some(&lost.run) {
                 self.flight.kill(beside, lost.client);
             }
@@ -261,7 +266,8 @@ impl Dispatcher {
                     self.kill_beside(id, &identity);
                     self.lost.push((link.server, identity));
                 }
-                self.flight.abort_sent(id, wire.written(), &Why::Closed, true);
+                self.flight
+                    .abort_sent(id, wire.written(), &Why::Closed, true);
             }
         }
         self.flight.remove(id);
@@ -307,7 +313,8 @@ impl Dispatcher {
     pub(super) fn close_all(&mut self) {
         for (id, link) in std::mem::take(&mut self.links) {
             if let State::Up(wire) = link.state {
-                self.flight.abort_sent(id, wire.written(), &Why::Stopped, false);
+                self.flight
+                    .abort_sent(id, wire.written(), &Why::Stopped, false);
             }
         }
         self.nowhere = Some((Instant::now(), Why::Stopped));
@@ -346,7 +353,10 @@ impl Dispatcher {
                 report: ServerReport::default(),
             });
         }
-        let mut status = self.status.lock().unwrap_or_else(|broken| broken.into_inner());
+        let mut status = self
+            .status
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
         *status = all;
         debug_assert!(self.flight.tracks.peek(NOWHERE).is_some());
     }

@@ -246,8 +246,11 @@ impl Tracks {
             })
         };
         let mut roads = self.roads.iter().enumerate();
-        let up = roads.position(|(_, road)| road.as_ref().is_some_and(|it| it.is_master && is_up(it)));
-        let owners = (0..SLOTS).step_by(1024).map(|slot| context.slots.owner(slot));
+        let up =
+            roads.position(|(_, road)| road.as_ref().is_some_and(|it| it.is_master && is_up(it)));
+        let owners = (0..SLOTS)
+            .step_by(1024)
+            .map(|slot| context.slots.owner(slot));
         up.map(|number| number as u16)
             .or_else(|| owners.into_iter().find(|owner| *owner != NOBODY))
             .unwrap_or(NOBODY)
@@ -323,7 +326,9 @@ impl Tracks {
                     self.set_master(number);
                     self.track(number, Kind::Data);
                     for range in ranges {
-                        range.clone().for_each(|slot| context.slots.set(slot, number));
+                        range
+                            .clone()
+                            .for_each(|slot| context.slots.set(slot, number));
                     }
                 }
                 self.serving = Serving::BySlot;
@@ -372,6 +377,8 @@ impl Tracks {
     pub(super) fn beside(&self, id: TrackId) -> Vec<TrackId> {
         let mut roads = self.roads.iter().flatten();
         let road = roads.find(|road| road.tracks.iter().any(|(_, its)| *its == id));
-        road.map_or(Vec::new(), |road| road.tracks.iter().map(|(_, id)| *id).collect())
+        road.map_or(Vec::new(), |road| {
+            road.tracks.iter().map(|(_, id)| *id).collect()
+        })
     }
 }

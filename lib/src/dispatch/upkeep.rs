@@ -135,7 +135,9 @@ impl Flight {
             return;
         };
         for mut entry in std::mem::take(&mut track.pending) {
-            entry.request.answer(&self.context, Err(ended(&entry, error)));
+            entry
+                .request
+                .answer(&self.context, Err(ended(&entry, error)));
             self.end(id, entry);
         }
     }
@@ -234,7 +236,8 @@ impl Flight {
         let Some(track) = self.tracks.get(id) else {
             return;
         };
-        if track.is_up && !track.heartbeat_due && now.duration_since(track.heartbeat_sent) >= period {
+        if track.is_up && !track.heartbeat_due && now.duration_since(track.heartbeat_sent) >= period
+        {
             track.heartbeat_due = true;
             track.heartbeat_sent = now;
             self.internal(id, Box::new(Heartbeat), Purpose::Heartbeat, deadline);

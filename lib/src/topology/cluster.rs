@@ -140,7 +140,8 @@ async fn ask_for_slots(
     let mut masters: BTreeMap<String, (Server, Vec<RangeInclusive<u16>>)> = BTreeMap::new();
     let mut known = Vec::new();
     for range in &ranges {
-        let (slots, nodes) = slot_range(range, asked).ok_or(Why::Protocol("CLUSTER SLOTS".into()))?;
+        let (slots, nodes) =
+            slot_range(range, asked).ok_or(Why::Protocol("CLUSTER SLOTS".into()))?;
         for node in &nodes {
             if !known.contains(node) {
                 known.push(node.clone());
@@ -226,7 +227,9 @@ async fn check_layout(
         });
         match learnt {
             true => Ok(()),
-            false => Err(Why::Layout("`meta` holds a bad number of route shards".into())),
+            false => Err(Why::Layout(
+                "`meta` holds a bad number of route shards".into(),
+            )),
         }
     };
     let checked = timeout(config.connect_timeout, checking).await;

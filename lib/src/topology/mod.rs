@@ -94,7 +94,8 @@ impl Lookout {
             if let Some(found) = found {
                 self.tell(&mut view, found);
             }
-            let jitter = Duration::from_millis(u64::from(Instant::now().elapsed().subsec_nanos()) % 40);
+            let jitter =
+                Duration::from_millis(u64::from(Instant::now().elapsed().subsec_nanos()) % 40);
             tokio::time::sleep(PAUSE + jitter).await;
             let _ = tokio::time::timeout(PERIOD, self.hurry.notified()).await;
         }

@@ -71,11 +71,7 @@ impl Sentinels {
     }
 }
 
-async fn connect(
-    config: &Redis,
-    tls: Option<&Connector>,
-    number: usize,
-) -> Result<Dialogue, Why> {
+async fn connect(config: &Redis, tls: Option<&Connector>, number: usize) -> Result<Dialogue, Why> {
     let server = &config.servers[number];
     let opening = async {
         let mut dialogue = Dialogue::connect(server, tls).await?;

@@ -1,12 +1,13 @@
 %% Private Redis servers for tests: each on a unix socket in a folder of its own under /tmp, and on a
-%% free TCP port if asked for.
+%% free TCP port if asked for, which a sentinel or a TLS server can be as well.
 %%
 %%     Server = emqx_redis_test_server:start(#{}),
 %%     ok = emqx_redis_storage:start(emqx_redis_test_server:config(Server)),
 %%     <<"PONG">> = emqx_redis_test_server:cli(Server, ["PING"]),
 %%     ok = emqx_redis_test_server:stop(Server).
 %%
-%% The server program is redis-server, or what the environment's REDIS_SERVER names.
+%% The server program is redis-server, or what the environment's REDIS_SERVER names. The unix socket
+%% stays plain where the port speaks TLS, so cli/2 reaches every server.
 %%
 %% A server lives until stop/1, until its `owner` dies if one was named, or until the VM ends, however
 %% it ends: a shell script stands between, which kills the server and removes its folder when its
@@ -18,12 +19,13 @@
 
 -export([start/0, start/1, stop/1, stop_all/0, running/0]).
 -export([kill/1, shutdown/1, pause/1, resume/1, restart/1, is_alive/1]).
--export([cli/2, connect/1, servers/1, config/1, socket/1, port/1, address/1, folder/1, os_pid/1, log/1]).
+-export([cli/2, cli/3, connect/1, servers/1, config/1, ssl_config/1, login_config/1]).
+-export([socket/1, port/1, plain_port/1, address/1, folder/1, os_pid/1, log/1]).
 -export([free_port/0]).
 
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
--export_type([server/0, options/0]).
+-export_type([server/0, options/0, tls/0]).
 
 -opaque server() :: pid().
 -type options() :: #{
@@ -32,6 +34,17 @@
     requirepass => binary(),
     %% Lines of an ACL file, `user NAME on >PASSWORD ~* &* +@all` for instance.
     aclfile => iodata(),
+    %% As whom cli/2 and connect/1 log in, where `requirepass` does not say it.
+    login => {User :: binary(), Password :: binary()},
+    %% The TCP port, which there is then in any case, speaks TLS.
+    tls => tls(),
+    %% With `tls`: listen on another free port without it.
+    plain_port => boolean(),
+    %% Lines of redis.conf, which the server itself may rewrite; what else is asked for here outdoes
+    %% them at each start.
+    config => iodata(),
+    %% A sentinel; its `config` names what it watches.
+    sentinel => boolean(),
     appendonly => boolean(),
     %% As redis.conf has it, <<"10mb">> for instance.
     maxmemory => binary(),
@@ -41,7 +54,23 @@
     owner => pid()
 }.
 
--define(START_TIMEOUT, 10000).
+-type tls() :: #{
+    certfile := file:filename(),
+    keyfile := file:filename(),
+    cacertfile := file:filename(),
+    %% Whether clients must show a certificate; no is the default.
+    auth_clients => yes | no | optional,
+    %% What config/1 tells clients to show.
+    client_certfile => file:filename(),
+    client_keyfile => file:filename()
+}.
+
+-define(START_TIMEOUT, 20000).
+-define(REPLY_TIMEOUT, 5000).
+%% Below the ports that the system gives to outgoing connections, so that nobody takes the port of a
+%% server that is down for a while; and a cluster's bus is at 10000 above.
+-define(FIRST_PORT, 10000).
+-define(LAST_PORT, 21999).
 -define(PORT_ATTEMPTS, 10).
 
 %% Takes the folder and the server's command line; obeys lines from its input.
@@ -123,26 +152,23 @@ restart(Server) ->
 is_alive(Server) ->
     process_is_alive(os_pid(Server)).
 
-%% One command on a connection of its own, logged in as far as `requirepass` goes.
+%% One command on a connection of its own, logged in as far as `requirepass` or `login` goes.
 -spec cli(server(), [iodata() | atom() | integer()]) -> emqx_redis_test_client:reply().
 cli(Server, Command) ->
-    Connection = connect(Server),
+    cli(Server, Command, ?REPLY_TIMEOUT).
+
+-spec cli(server(), [iodata() | atom() | integer()], timeout()) -> emqx_redis_test_client:reply().
+cli(Server, Command, Timeout) ->
+    Connection = connect(Server, Timeout),
     try
-        emqx_redis_test_client:command(Connection, Command)
+        emqx_redis_test_client:command(Connection, Command, Timeout)
     after
         emqx_redis_test_client:close(Connection)
     end.
 
 -spec connect(server()) -> emqx_redis_test_client:connection().
 connect(Server) ->
-    Connection = emqx_redis_test_client:connect({unix, socket(Server)}),
-    case info(Server) of
-        #{options := #{requirepass := Password}} ->
-            <<"OK">> = emqx_redis_test_client:command(Connection, ["AUTH", Password]);
-        #{} ->
-            ok
-    end,
-    Connection.
+    connect(Server, ?REPLY_TIMEOUT).
 
 %% The address as our configuration writes it: of the TCP port if there is one, else of the socket.
 -spec servers(server()) -> binary().
@@ -156,9 +182,34 @@ servers(Server) ->
 -spec config(server()) -> #{redis := #{atom() => term()}}.
 config(Server) ->
     Redis = #{type => single, servers => servers(Server)},
+    #{redis => maps:merge(Redis, maps:merge(login_config(Server), ssl_config(Server)))}.
+
+%% The part of config/1 that logs in, empty without a password.
+-spec login_config(server()) -> #{username => binary(), password => binary()}.
+login_config(Server) ->
+    case login(Server) of
+        none -> #{};
+        [User, Password] -> #{username => User, password => Password};
+        [Password] -> #{password => Password}
+    end.
+
+%% The part of config/1 that asks for TLS, empty for a plain server.
+-spec ssl_config(server()) -> #{ssl => #{atom() => boolean() | binary()}}.
+ssl_config(Server) ->
     case info(Server) of
-        #{options := #{requirepass := Password}} -> #{redis => Redis#{password => Password}};
-        #{} -> #{redis => Redis}
+        #{options := #{tls := Tls = #{cacertfile := CaFile}}} ->
+            Ssl = #{enable => true, cacertfile => iolist_to_binary(CaFile)},
+            case Tls of
+                #{client_certfile := CertFile, client_keyfile := KeyFile} ->
+                    Shown = #{
+                        certfile => iolist_to_binary(CertFile), keyfile => iolist_to_binary(KeyFile)
+                    },
+                    #{ssl => maps:merge(Ssl, Shown)};
+                #{} ->
+                    #{ssl => Ssl}
+            end;
+        #{} ->
+            #{}
     end.
 
 -spec address(server()) -> emqx_redis_test_client:address().
@@ -172,10 +223,15 @@ address(Server) ->
 socket(Server) ->
     filename:join(folder(Server), "redis.sock").
 
-%% The TCP port, 0 if there is none.
+%% The TCP port, which speaks TLS if the server does; 0 if there is none.
 -spec port(server()) -> inet:port_number().
 port(Server) ->
     maps:get(port, info(Server)).
+
+%% The TCP port without TLS, 0 if there is none.
+-spec plain_port(server()) -> inet:port_number().
+plain_port(Server) ->
+    maps:get(plain_port, info(Server)).
 
 -spec folder(server()) -> file:filename().
 folder(Server) ->
@@ -193,10 +249,14 @@ log(Server) ->
 %% A port of 127.0.0.1 that nobody listens on at this moment.
 -spec free_port() -> inet:port_number().
 free_port() ->
-    {ok, Socket} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}, {reuseaddr, true}]),
-    {ok, Port} = inet:port(Socket),
-    ok = gen_tcp:close(Socket),
-    Port.
+    Port = ?FIRST_PORT + rand:uniform(?LAST_PORT - ?FIRST_PORT + 1) - 1,
+    case gen_tcp:listen(Port, [{ip, {127, 0, 0, 1}}, {reuseaddr, true}]) of
+        {ok, Socket} ->
+            ok = gen_tcp:close(Socket),
+            Port;
+        {error, eaddrinuse} ->
+            free_port()
+    end.
 
 %% gen_server
 
@@ -207,13 +267,14 @@ init(Options) ->
         #{} -> ok
     end,
     Folder = make_folder(),
-    ok = write_acl_file(Folder, Options),
-    State = #{folder => Folder, options => Options, port => 0, os_pid => undefined},
+    ok = write_file(Folder, "users.acl", maps:get(aclfile, Options, none)),
+    ok = write_file(Folder, "redis.conf", maps:get(config, Options, none)),
+    State = #{folder => Folder, options => Options, port => 0, plain_port => 0, os_pid => undefined},
     Wrapper = open_wrapper(Folder, Options),
     Attempts =
-        case Options of
-            #{tcp := true} -> ?PORT_ATTEMPTS;
-            #{} -> 1
+        case tcp(Options) of
+            true -> ?PORT_ATTEMPTS;
+            _ -> 1
         end,
     case start_program(State#{wrapper => Wrapper}, Attempts) of
         {ok, Started} ->
@@ -256,6 +317,20 @@ terminate(_Reason, #{wrapper := Wrapper, folder := Folder}) ->
 
 %% Internal
 
+connect(Server, Timeout) ->
+    Connection = emqx_redis_test_client:connect({unix, socket(Server)}),
+    try login(Server) of
+        none ->
+            Connection;
+        Login ->
+            <<"OK">> = emqx_redis_test_client:command(Connection, ["AUTH" | Login], Timeout),
+            Connection
+    catch
+        Class:Reason:Stack ->
+            ok = emqx_redis_test_client:close(Connection),
+            erlang:raise(Class, Reason, Stack)
+    end.
+
 info(Server) ->
     gen_server:call(Server, info).
 
@@ -266,21 +341,36 @@ make_folder() ->
     ok = file:change_mode(Folder, 8#700),
     Folder.
 
-write_acl_file(Folder, #{aclfile := Lines}) ->
-    file:write_file(filename:join(Folder, "users.acl"), Lines);
-write_acl_file(_Folder, #{}) ->
-    ok.
+write_file(_Folder, _Name, none) -> ok;
+write_file(Folder, Name, Lines) -> file:write_file(filename:join(Folder, Name), Lines).
+
+login(Server) ->
+    case info(Server) of
+        #{options := #{login := {User, Password}}} -> [User, Password];
+        #{options := #{requirepass := Password}} -> [Password];
+        #{} -> none
+    end.
+
+tcp(#{tcp := Tcp}) -> Tcp;
+tcp(#{tls := _}) -> true;
+tcp(#{}) -> false.
 
 %% Starts the program on the port that the options ask for; a free port may be taken by the time that
 %% the program listens, so that is tried again.
 start_program(State = #{options := Options}, Attempts) ->
     Port =
-        case Options of
-            #{tcp := true} -> free_port();
-            #{tcp := Chosen} when is_integer(Chosen) -> Chosen;
-            #{} -> 0
+        case tcp(Options) of
+            true -> free_port();
+            false -> 0;
+            Chosen -> Chosen
         end,
-    case launch(State#{port := Port}) of
+    PlainPort =
+        case Options of
+            #{tls := _, plain_port := true} -> free_port();
+            #{tls := _} -> 0;
+            #{} -> Port
+        end,
+    case launch(State#{port := Port, plain_port := PlainPort}) of
         {error, {ended, Log}} when Attempts > 1 ->
             case binary:match(Log, <<"already in use">>) of
                 nomatch -> {error, {ended, Log}};
@@ -290,14 +380,19 @@ start_program(State = #{options := Options}, Attempts) ->
             Result
     end.
 
-launch(State = #{folder := Folder, port := Port}) ->
+launch(State = #{folder := Folder}) ->
     _ = file:delete(filename:join(Folder, "output")),
-    OsPid = wrapper_call(State, ["start --port ", integer_to_list(Port)]),
+    OsPid = wrapper_call(State, ["start ", ports(State)]),
     Deadline = erlang:monotonic_time(millisecond) + ?START_TIMEOUT,
     case wait_until_it_answers(Folder, OsPid, Deadline) of
         ok -> {ok, State#{os_pid := OsPid}};
         {error, Reason} -> {error, Reason}
     end.
+
+ports(#{options := #{tls := _}, port := Port, plain_port := PlainPort}) ->
+    ["--port ", integer_to_list(PlainPort), " --tls-port ", integer_to_list(Port)];
+ports(#{port := Port}) ->
+    ["--port ", integer_to_list(Port)].
 
 end_program(State, Signal) ->
     _ = wrapper_call(State, ["signal ", Signal]),
@@ -322,7 +417,8 @@ open_wrapper(Folder, Options) ->
     Program = os:getenv("REDIS_SERVER", "redis-server"),
     Fixed = ["--bind", "127.0.0.1", "--unixsocket", filename:join(Folder, "redis.sock"), "--dir", Folder],
     Optional = maps:values(maps:map(fun arguments/2, Options)),
-    Arguments = lists:append([Fixed, ["--save", "", "--daemonize", "no"] | Optional]),
+    Always = Fixed ++ ["--save", "", "--daemonize", "no"],
+    Arguments = lists:append([first_arguments(Options), Always | Optional]),
     open_port({spawn_executable, "/bin/sh"}, [
         {args, ["-c", ?WRAPPER, "sh", Folder, Program | with_folder(Folder, Arguments)]},
         {line, 1000},
@@ -330,15 +426,30 @@ open_wrapper(Folder, Options) ->
         use_stdio
     ]).
 
+%% The configuration's file comes before everything else.
+first_arguments(Options) ->
+    [{folder, "redis.conf"} || is_map_key(config, Options)] ++
+        ["--sentinel" || maps:get(sentinel, Options, false)].
+
 arguments(requirepass, Password) -> ["--requirepass", Password];
 arguments(aclfile, _Lines) -> ["--aclfile", {folder, "users.acl"}];
 arguments(appendonly, true) -> ["--appendonly", "yes", "--appendfsync", "always"];
 arguments(appendonly, false) -> [];
 arguments(maxmemory, Limit) -> ["--maxmemory", Limit];
 arguments(args, Arguments) -> Arguments;
+arguments(tls, Tls) -> tls_arguments(Tls);
+arguments(login, _Login) -> [];
+arguments(config, _Lines) -> [];
+arguments(sentinel, _Sentinel) -> [];
+arguments(plain_port, _PlainPort) -> [];
 arguments(tcp, _Port) -> [];
 arguments(owner, _Pid) -> [];
 arguments(Unknown, Value) -> error(badarg, [{Unknown, Value}]).
+
+tls_arguments(Tls = #{certfile := CertFile, keyfile := KeyFile, cacertfile := CaFile}) ->
+    AuthClients = atom_to_list(maps:get(auth_clients, Tls, no)),
+    Files = ["--tls-cert-file", CertFile, "--tls-key-file", KeyFile, "--tls-ca-cert-file", CaFile],
+    Files ++ ["--tls-auth-clients", AuthClients].
 
 with_folder(Folder, Arguments) ->
     [

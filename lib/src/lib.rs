@@ -31,3 +31,4 @@ pub mod session;
 pub mod slots;
 mod sweeper;
 pub mod topic;
+mod walk;

@@ -33,3 +33,4 @@ mod sweeper;
 pub mod tls;
 pub mod topic;
 mod topology;
+mod walk;

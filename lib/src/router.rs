@@ -1,20 +1,19 @@
 //! Routes: which nodes have subscribers to what.
 
-use bytes::Bytes;
+mod topics;
+
+pub use topics::Topics;
 
 use crate::context::Context;
 use crate::error::Error;
 use crate::keys::Keys;
 use crate::metrics::OperationKind;
-use crate::outcome::{done, read_reply, script_reply, strings, TypedKeys};
+use crate::outcome::{done, script_reply, strings, TypedKeys};
 use crate::request::{hash, Affinity, Answer, Operation, Step};
 use crate::resp::{Commands, Frame};
 use crate::route_scripts::{self, ScriptCall};
 use crate::scripts::{self, Script};
 use crate::topic::{parse_filter, validate_name, TopicError};
-
-/// Filters listed in one step.
-const TOPICS_STEP: u64 = 5000;
 
 pub(crate) fn encode(
     context: &Context,
@@ -250,51 +249,5 @@ impl Operation for MatchRoutes {
 
     fn size(&self) -> usize {
         self.name.len()
-    }
-}
-
-/// Lists every filter that has a route, in the order in which nodes were last added to them.
-#[derive(Default)]
-pub struct Topics {
-    found: Vec<Bytes>,
-}
-
-impl Operation for Topics {
-    fn kind(&self) -> OperationKind {
-        OperationKind::Topics
-    }
-
-    fn affinity(&self) -> Affinity<'_> {
-        Affinity::None
-    }
-
-    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
-        let from = self.found.len() as u64;
-        commands
-            .begin(4)
-            .arg(b"ZRANGE")
-            .arg(&context.keys.routes_index(0))
-            .int(from)
-            .int(from + TOPICS_STEP - 1);
-    }
-
-    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        let page = match read_reply(replies, || vec![(context.keys.routes_index(0), "zset")]) {
-            Ok(page) => strings(page),
-            Err(step) => return step,
-        };
-        let Some(page) = page else {
-            return Step::Done(Err(Error::unexpected_reply("ZRANGE")));
-        };
-        let is_last = (page.len() as u64) < TOPICS_STEP;
-        self.found.extend(page);
-        if is_last {
-            return Step::Done(Ok(Answer::Binaries(std::mem::take(&mut self.found))));
-        }
-        Step::Again
-    }
-
-    fn size(&self) -> usize {
-        0
     }
 }

@@ -1,19 +1,22 @@
 //! Sessions: what the operations on them ask Redis, and how they read its replies.
 
-use bytes::Bytes;
+mod count;
+mod list;
+mod list_slots;
+
+pub use count::CountSessions;
+pub use list::ListSessions;
 
 use crate::config::Ttl;
 use crate::context::{Context, EPOCH_GRACE_SECONDS};
 use crate::error::Error;
 use crate::metrics::OperationKind;
-use crate::outcome::{done, fenced, read_reply, script_reply, strings, TypedKeys};
+use crate::outcome::{done, fenced, read_reply, script_reply, TypedKeys};
 use crate::request::{hash, Affinity, Answer, Operation, Step};
 use crate::resp::{Commands, Frame};
 use crate::scripts::{self, Script};
 
 const EPOCH_GRACE_MS: u64 = EPOCH_GRACE_SECONDS * 1000;
-/// Client ids asked for in one step of a list.
-const LIST_STEP: u64 = 1000;
 
 fn typed_keys(context: &Context, client: &[u8]) -> TypedKeys {
     let mut keys = vec![
@@ -247,114 +250,5 @@ impl Operation for ClaimSession {
 
     fn size(&self) -> usize {
         self.client.len()
-    }
-}
-
-/// Lists client ids, oldest save first.
-pub struct ListSessions {
-    limit: u64,
-    offset: u64,
-    found: Vec<Bytes>,
-}
-
-impl ListSessions {
-    /// At most `limit` client ids, after the first `offset`.
-    pub fn new(limit: u64, offset: u64) -> Self {
-        ListSessions {
-            limit,
-            offset,
-            found: Vec::new(),
-        }
-    }
-
-    fn step(&self) -> u64 {
-        (self.limit - self.found.len() as u64).min(LIST_STEP)
-    }
-}
-
-impl Operation for ListSessions {
-    fn kind(&self) -> OperationKind {
-        OperationKind::ListSessions
-    }
-
-    fn affinity(&self) -> Affinity<'_> {
-        Affinity::None
-    }
-
-    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
-        if self.step() == 0 {
-            return;
-        }
-        let (index, expiry) = (
-            context.keys.sessions_index(0),
-            context.keys.sessions_expiry(0),
-        );
-        scripts::call(
-            context,
-            commands,
-            Script::ListSessions,
-            &[&index, &expiry],
-            3,
-        )
-        .arg(&context.keys.session_prefix())
-        .int(self.offset + self.found.len() as u64)
-        .int(self.step());
-    }
-
-    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        if self.step() == 0 {
-            return Step::Done(Ok(Answer::Binaries(std::mem::take(&mut self.found))));
-        }
-        let keys = || index_keys(context, 0);
-        let page = match script_reply(replies, keys) {
-            Ok(Frame::Integer(-1)) => return Step::Again,
-            Ok(page) => page,
-            Err(step) => return step,
-        };
-        let Some(page) = strings(page) else {
-            return Step::Done(Err(Error::unexpected_reply("list_sessions")));
-        };
-        let is_last = (page.len() as u64) < self.step();
-        self.found.extend(page);
-        if is_last || self.step() == 0 {
-            return Step::Done(Ok(Answer::Binaries(std::mem::take(&mut self.found))));
-        }
-        Step::Again
-    }
-
-    fn size(&self) -> usize {
-        std::mem::size_of::<Self>()
-    }
-}
-
-/// Counts the sessions that have not expired.
-pub struct CountSessions;
-
-impl Operation for CountSessions {
-    fn kind(&self) -> OperationKind {
-        OperationKind::CountSessions
-    }
-
-    fn affinity(&self) -> Affinity<'_> {
-        Affinity::None
-    }
-
-    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
-        // A session that expires this very millisecond is gone.
-        let now = format!("({}", context.clock.server_micros() / 1000);
-        let expiry = context.keys.sessions_expiry(0);
-        commands.command(&[b"ZCOUNT", &expiry, now.as_bytes(), b"+inf"]);
-    }
-
-    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        match read_reply(replies, || vec![(context.keys.sessions_expiry(0), "zset")]) {
-            Ok(Frame::Integer(count)) => Step::Done(Ok(Answer::Count(count as u64))),
-            Ok(_) => Step::Done(Err(Error::unexpected_reply("ZCOUNT"))),
-            Err(step) => step,
-        }
-    }
-
-    fn size(&self) -> usize {
-        0
     }
 }

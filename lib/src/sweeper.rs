@@ -1,20 +1,25 @@
 //! Takes what has expired out of indexes and queues, in slices of under a millisecond of Redis's time.
 //!
-//! Every node sweeps; that two do it at once changes nothing but the time it takes.
+//! Every node sweeps; that two do it at once changes nothing but the time it takes. In a cluster the slots take
+//! turns: each second a share of them is asked whether anything has expired there.
 
+mod slice;
+
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::context::Context;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::metrics::{Counter, OperationKind};
-use crate::outcome::script_reply;
-use crate::request::{Affinity, Answer, Operation, Request, Responder, Step};
-use crate::resp::{Commands, Frame};
-use crate::scripts::{self, Script};
+use crate::metrics::Counter;
+use crate::request::{Answer, Operation, Request, Responder};
+use crate::resp::Frame;
+use crate::slots::SLOTS;
+
+use slice::{FindExpired, Index, Kind, Sweep};
 
 /// Between two looks when nothing was found.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -22,64 +27,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(5);
 /// A slice that is full was not the last.
 const SLICE: u64 = 50;
-
-/// One slice.
-struct Sweep {
-    script: Script,
-    slot: u16,
-}
-
-impl Operation for Sweep {
-    fn kind(&self) -> OperationKind {
-        OperationKind::Internal
-    }
-
-    fn affinity(&self) -> Affinity<'_> {
-        Affinity::None
-    }
-
-    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
-        let (keys, slot) = (&context.keys, self.slot);
-        let (index, expiry, prefix) = match self.script {
-            Script::SweepSessions => (
-                keys.sessions_index(slot),
-                keys.sessions_expiry(slot),
-                keys.session_prefix(),
-            ),
-            _ => (
-                keys.messages_index(slot),
-                keys.messages_expiry(slot),
-                keys.prefix().to_vec(),
-            ),
-        };
-        scripts::call(context, commands, self.script, &[&index, &expiry], 1).arg(&prefix);
-    }
-
-    fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        let keys = || {
-            let (keys, slot) = (&context.keys, self.slot);
-            vec![
-                (keys.messages_index(slot), "zset"),
-                (keys.messages_expiry(slot), "zset"),
-                (keys.sessions_index(slot), "zset"),
-                (keys.sessions_expiry(slot), "zset"),
-            ]
-        };
-        match script_reply(replies, keys) {
-            Ok(Frame::Integer(seen)) => Step::Done(Ok(Answer::Count(seen as u64))),
-            Ok(_) => Step::Done(Err(Error::unexpected_reply("sweep"))),
-            Err(step) => step,
-        }
-    }
-
-    fn slot(&self, _: &Context) -> Option<u16> {
-        Some(self.slot)
-    }
-
-    fn size(&self) -> usize {
-        0
-    }
-}
+/// In how many turns all slots are looked at.
+const TURNS: u16 = 16;
+/// For one look.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 struct Reply(oneshot::Sender<Result<Answer, Error>>);
 
@@ -95,43 +46,94 @@ impl Responder for Reply {
 
 /// Sweeps until the engine is gone.
 pub(crate) async fn run(engine: Weak<Engine>) {
+    let mut turn = first_turn();
     loop {
         tokio::time::sleep(PERIOD).await;
-        for (script, counter) in [
-            (Script::SweepSessions, Counter::ExpiredSessions),
-            (Script::SweepMessages, Counter::ExpiredMessages),
-        ] {
-            while let Some(seen) = slice(&engine, script).await {
-                let Some(engine) = engine.upgrade() else {
-                    return;
-                };
-                engine.context().metrics.add(counter, seen);
-                drop(engine);
-                if seen < SLICE {
-                    break;
-                }
-                tokio::time::sleep(PAUSE).await;
+        let Some(is_clustered) = with(&engine, |it| it.context().keys.is_clustered()) else {
+            return;
+        };
+        turn = (turn + 1) % TURNS;
+        for kind in [Kind::Sessions, Kind::Messages] {
+            let slots = match is_clustered {
+                true => find_expired(&engine, kind, slots_of(turn)).await,
+                false => vec![0],
+            };
+            for slot in slots {
+                sweep(&engine, Index { kind, slot }).await;
             }
         }
     }
 }
 
-/// How many were seen; `None` when Redis did not answer.
-async fn slice(engine: &Weak<Engine>, script: Script) -> Option<u64> {
+/// Nodes that start together take different turns.
+fn first_turn() -> u16 {
+    RandomState::new().hash_one(std::process::id()) as u16 % TURNS
+}
+
+/// The slots whose turn it is.
+fn slots_of(turn: u16) -> Range<u16> {
+    let share = SLOTS / TURNS;
+    turn * share..(turn + 1) * share
+}
+
+/// The slots among these in which anything has expired.
+async fn find_expired(engine: &Weak<Engine>, kind: Kind, slots: Range<u16>) -> Vec<u16> {
+    match ask(engine, Box::new(FindExpired::new(kind, slots))).await {
+        Some(Answer::Replies(found)) => found
+            .iter()
+            .filter_map(|reply| match reply {
+                Frame::Integer(slot) => u16::try_from(*slot).ok(),
+                _ => None,
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Takes all that has expired out of an index.
+async fn sweep(engine: &Weak<Engine>, index: Index) {
+    let counter = match index.kind {
+        Kind::Sessions => Counter::ExpiredSessions,
+        Kind::Messages => Counter::ExpiredMessages,
+    };
+    while let Some(Answer::Count(seen)) = ask(engine, Box::new(Sweep(index))).await {
+        with(engine, |it| it.context().metrics.add(counter, seen));
+        if seen < SLICE {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn with<T>(engine: &Weak<Engine>, use_it: impl FnOnce(&Engine) -> T) -> Option<T> {
+    engine.upgrade().map(|engine| use_it(&engine))
+}
+
+/// `None` when Redis did not answer.
+async fn ask(engine: &Weak<Engine>, operation: Box<dyn Operation>) -> Option<Answer> {
     let (sender, receiver) = oneshot::channel();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    let request = Request::new(
-        Box::new(Sweep { script, slot: 0 }),
-        deadline,
-        Box::new(Reply(sender)),
-    );
+    let deadline = Instant::now() + DEADLINE;
+    let request = Request::new(operation, deadline, Box::new(Reply(sender)));
     engine.upgrade()?.submit(request).ok()?;
     match receiver.await.ok()? {
-        Ok(Answer::Count(seen)) => Some(seen),
+        Ok(answer) => Some(answer),
         Err(Error::Redis { code, text }) => {
             tracing::warn!(%code, %text, "sweeping failed");
             None
         }
-        _ => None,
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_slot_has_its_turn() {
+        let mut slots: Vec<u16> = (0..TURNS).flat_map(slots_of).collect();
+        slots.sort();
+        assert_eq!(slots, Vec::from_iter(0..SLOTS));
+        assert!(first_turn() < TURNS);
     }
 }

@@ -121,7 +121,7 @@ pub(crate) fn decode<'a>(term: Term<'a>, budget: usize) -> Decoded<'a, Box<dyn O
         [limit, offset] if is(atoms::list_sessions()) => {
             Box::new(ListSessions::new(limit.decode()?, offset.decode()?))
         }
-        [] if is(atoms::count_sessions()) => Box::new(CountSessions),
+        [] if is(atoms::count_sessions()) => Box::new(CountSessions::default()),
         [client] if is(atoms::claim_session()) => Box::new(ClaimSession {
             client: budget.bytes(client)?,
         }),

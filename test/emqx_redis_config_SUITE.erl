@@ -21,6 +21,8 @@ all() ->
         defaults_are_shown,
         a_changed_configuration_is_applied,
         a_refused_change_changes_nothing,
+        levels_of_durability_are_tuples_too,
+        faulty_certificates_name_their_file,
         secrets_are_shown_nowhere,
         a_wrong_password_is_told_without_it
     ].
@@ -70,7 +72,15 @@ faults_name_path_found_and_expected(_Config) ->
             {<<"redis.database">>, #{redis => #{database => -1}}},
             {<<"redis.pool_size">>, #{redis => #{pool_size => <<"many">>}}},
             {<<"redis.connect_timeout">>, #{redis => #{connect_timeout => <<"5 parsecs">>}}},
+            {<<"redis.sentinel_password">>, #{redis => #{sentinel_username => <<"watcher">>}}},
+            {<<"redis.ssl.verify">>, #{redis => #{ssl => #{verify => true}}}},
+            {<<"redis.sentinel_ssl.enable">>, #{redis => #{sentinel_ssl => #{enable => maybe_}}}},
             {<<"persistence.session_ttl">>, #{persistence => #{session_ttl => 0}}},
+            {<<"persistence.durability">>, #{persistence => #{durability => {replicas, 0}}}},
+            {<<"persistence.durability">>, #{persistence => #{durability => {aof, 1, 0, 0}}}},
+            {<<"persistence.durability">>, #{
+                persistence => #{durability => {aof, 1, 0}, aof_enabled => false}
+            }},
             {<<"persistence.message_index">>, #{persistence => #{message_index => maybe_}}},
             {<<"limits.max_inflight">>, #{limits => #{max_inflight => 0}}},
             {<<"key_prefix">>, #{key_prefix => 1}},
@@ -138,6 +148,34 @@ a_refused_change_changes_nothing(Config) ->
     ?assertMatch({error, {invalid_config, _}}, emqx_redis_storage:start(Faulty)),
     ?assertEqual(Before, emqx_redis_storage:config()),
     ?assertEqual({ok, <<"PONG">>}, emqx_redis_pool:query(["PING"])).
+
+levels_of_durability_are_tuples_too(Config) ->
+    Map = ?SERVER:config(server(Config)),
+    [
+        begin
+            ok = emqx_redis_storage:start(Map#{persistence => #{durability => Level}}),
+            ?assertMatch(#{persistence := #{durability := Shown}}, emqx_redis_storage:config()),
+            ok = emqx_redis_storage:stop()
+        end
+     || {Level, Shown} <- [
+            {none, <<"none">>},
+            {{replicas, 2}, <<"replicas:2">>},
+            {{aof, 1, 0}, <<"aof:1:0">>},
+            {<<"aof:0:1">>, <<"aof:0:1">>}
+        ]
+    ].
+
+faulty_certificates_name_their_file(Config) ->
+    File = list_to_binary(filename:join(proplists:get_value(priv_dir, Config), "no.pem")),
+    ok = file:write_file(File, ?SECRET),
+    Ssl = #{enable => true, cacertfile => File, certfile => File, keyfile => <<"/nonexistent.pem">>},
+    {error, {invalid_config, Faults}} = Error = emqx_redis_storage:start(#{redis => #{ssl => Ssl}}),
+    ?assertEqual(
+        [{<<"redis.ssl.cacertfile">>, bad_value}, {<<"redis.ssl.keyfile">>, unreadable}],
+        lists:sort([{Path, Kind} || #{path := Path, kind := Kind} <- Faults])
+    ),
+    [?assertNotEqual(nomatch, string:find(Found, ".pem\"")) || #{found := Found} <- Faults],
+    ?assertEqual(nomatch, string:find(io_lib:format("~p", [Error]), ?SECRET)).
 
 secrets_are_shown_nowhere(Config) ->
     Map = ?SERVER:config(server(Config)),

@@ -1,20 +1,23 @@
 //! TLS to a server: what of it a configuration makes, the handshake, and what went wrong with it.
 
+mod diagnosis;
 mod failure;
 #[cfg(test)]
 mod tests;
 mod verifier;
 
 use std::net::Ipv4Addr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::sign::SingleCertAndKey;
-use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{AlertDescription, ClientConfig, Error, RootCertStore};
 use tokio_rustls::TlsConnector;
 
 use crate::config::pem::{self, Authorities, BadIdentity};
@@ -22,6 +25,7 @@ use crate::config::{ServerNameIndication, Ssl, Verify};
 use crate::connection::io_why;
 use crate::error::{TlsFailure, Why};
 
+use diagnosis::{answers_without_tls, NoIdentity, SILENCE};
 pub(crate) use failure::{rustls_error, why};
 use verifier::Verifier;
 
@@ -29,7 +33,7 @@ use verifier::Verifier;
 #[derive(Clone)]
 pub struct Connector {
     /// What keeps it from being made is told by every attempt to connect.
-    connector: Result<TlsConnector, Why>,
+    config: Arc<Result<ClientConfig, Why>>,
     name: ServerNameIndication,
     section: &'static str,
 }
@@ -40,7 +44,7 @@ impl Connector {
     /// milliseconds, so it is done once for a configuration.
     pub fn new(ssl: &Ssl, section: &'static str) -> Option<Connector> {
         ssl.enable.then(|| Connector {
-            connector: client_config(ssl, section).map(|config| Arc::new(config).into()),
+            config: Arc::new(client_config(ssl, section)),
             name: ssl.server_name_indication.clone(),
             section,
         })
@@ -59,10 +63,28 @@ impl Connector {
         host: &str,
         stream: TcpStream,
     ) -> Result<TlsStream<TcpStream>, Why> {
-        let connector = self.connector.as_ref().map_err(Why::clone)?;
+        let mut config = self.config.as_ref().clone()?;
         let name = self.server_name(host)?;
-        let shaken = connector.connect(name, stream).await;
-        shaken.map_err(|error| match rustls_error(&error) {
+        let no_identity = Arc::new(NoIdentity::default());
+        if !config.client_auth_cert_resolver.has_certs() {
+            config.client_auth_cert_resolver = no_identity.clone();
+        }
+        let address = stream.peer_addr().map_err(io_why)?;
+        let connector = TlsConnector::from(Arc::new(config));
+        let mut handshake = pin!(connector.connect(name, stream));
+        let done = match timeout(SILENCE, &mut handshake).await {
+            Ok(done) => done,
+            Err(_) if answers_without_tls(address).await => {
+                return Err(failure::not_tls(self.section))
+            }
+            Err(_) => handshake.await,
+        };
+        done.map_err(|error| match rustls_error(&error) {
+            Some(Error::AlertReceived(AlertDescription::HandshakeFailure))
+                if no_identity.was_asked() =>
+            {
+                failure::client_certificate_required(self.section)
+            }
             Some(error) => why(error, self.section),
             None => io_why(error),
         })
@@ -92,7 +114,7 @@ fn client_config(ssl: &Ssl, section: &str) -> Result<ClientConfig, Why> {
         ssl.server_name_indication != ServerNameIndication::Disable,
         provider.signature_verification_algorithms,
     );
-    let broken = |error: rustls::Error| why(&error, section);
+    let broken = |error| why(&error, section);
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(broken)?

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::error::ErrorKind;
 use super::file;
 use super::secret::{Secret, MASK};
-use super::section::{quote, Fault};
+use super::section::{quote_path, Fault};
 use super::value::Value;
 
 /// Longer than any password.
@@ -21,7 +21,7 @@ pub(super) fn password(value: &Value) -> Result<Option<Secret>, Fault> {
             "the password itself",
         )),
         Value::Str(text) => match text.strip_prefix("file://") {
-            Some(path) if path.starts_with('/') => from_file(path).map(Some),
+            Some(path) if path.starts_with('/') => from_file(Path::new(path)).map(Some),
             Some(_) => Err(Fault::bad("file:// without an absolute path", EXPECTED)),
             None => Ok((!text.is_empty()).then(|| Secret::new(text.as_str()))),
         },
@@ -30,16 +30,16 @@ pub(super) fn password(value: &Value) -> Result<Option<Secret>, Fault> {
     }
 }
 
-fn from_file(path: &str) -> Result<Secret, Fault> {
+fn from_file(path: &Path) -> Result<Secret, Fault> {
     let unreadable = |why: &str| {
-        let found = format!("the file {}, which {why}", quote(path));
+        let found = format!("the file {}, which {why}", quote_path(path));
         Fault::new(
             ErrorKind::Unreadable,
             found,
             "a readable file that holds the password",
         )
     };
-    let bytes = file::read(Path::new(path), LONGEST_FILE)
+    let bytes = file::read(path, LONGEST_FILE)
         .map_err(|error| unreadable(&format!("cannot be read: {error}")))?;
     // An editor or `echo` ends the file with a newline that nobody means.
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);

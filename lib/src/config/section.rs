@@ -1,5 +1,7 @@
 //! Reading one map of the tree: which keys it may hold, and what went wrong with each.
 
+use std::path::Path;
+
 use super::error::{ConfigError, ErrorKind};
 use super::suggest::nearest;
 use super::value::Value;
@@ -37,8 +39,16 @@ impl Fault {
 
 /// `text` quoted, escaped and cut to a length that fits a log line.
 pub(super) fn quote(text: &str) -> String {
-    const LONGEST: usize = 60;
-    match text.char_indices().nth(LONGEST) {
+    quote_up_to(60, text)
+}
+
+/// A file's path quoted: whole, as its end says most, unless it is no path at all.
+pub(super) fn quote_path(path: &Path) -> String {
+    quote_up_to(1024, &path.display().to_string())
+}
+
+fn quote_up_to(longest: usize, text: &str) -> String {
+    match text.char_indices().nth(longest) {
         None => format!("{text:?}"),
         Some((end, _)) => format!("{:?}...", &text[..end]),
     }

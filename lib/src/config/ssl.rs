@@ -7,7 +7,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::error::{ConfigError, ErrorKind};
 use super::pem::{self, BadIdentity};
 use super::secret::Secret;
-use super::section::{quote, Fault, Section};
+use super::section::{quote, quote_path, Fault, Section};
 use super::value::Value;
 use super::{file, text, units};
 
@@ -137,7 +137,10 @@ fn pem_file(value: &Value, is_used: bool) -> Result<Option<PemFile>, Fault> {
     };
     let contents = if is_used {
         file::read(&path, LONGEST_FILE).map_err(|error| {
-            let found = format!("{}, which cannot be read: {error}", named(&path));
+            let found = format!(
+                "the file {}, which cannot be read: {error}",
+                quote_path(&path)
+            );
             Fault::new(ErrorKind::Unreadable, found, "a readable PEM file")
         })?
     } else {
@@ -149,7 +152,7 @@ fn pem_file(value: &Value, is_used: bool) -> Result<Option<PemFile>, Fault> {
 
 fn check_contents(section: &mut Section, ssl: &Ssl) {
     let mut report = |key, file: &PemFile, why: &str, expected| {
-        let found = format!("{}, which {why}", named(&file.path));
+        let found = format!("the file {}, which {why}", quote_path(&file.path));
         section.report(key, Fault::bad(found, expected));
     };
     if let Some(file) = &ssl.cacertfile {
@@ -171,10 +174,6 @@ fn check_contents(section: &mut Section, ssl: &Ssl) {
             }
         }
     }
-}
-
-fn named(path: &std::path::Path) -> String {
-    format!("the file {}", quote(&path.display().to_string()))
 }
 
 fn verify(value: &Value) -> Result<Verify, Fault> {

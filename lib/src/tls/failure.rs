@@ -3,7 +3,7 @@
 use std::io;
 
 use tokio_rustls::rustls::pki_types::UnixTime;
-use tokio_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+use tokio_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError};
 
 use crate::error::{TlsFailure, Why};
 
@@ -20,10 +20,7 @@ pub(crate) fn why(error: &Error, section: &str) -> Why {
         // What plain Redis answers begins with a character that no record of TLS begins with.
         Error::InvalidMessage(
             InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
-        ) => (
-            TlsFailure::NotTls,
-            format!("the server speaks no TLS at this port ({section}.enable)"),
-        ),
+        ) => return not_tls(section),
         Error::PeerIncompatible(_) => (
             TlsFailure::HandshakeFailed,
             format!(
@@ -36,6 +33,22 @@ pub(crate) fn why(error: &Error, section: &str) -> Why {
         ),
     };
     Why::Tls { kind, text }
+}
+
+/// The server does not speak TLS.
+pub(super) fn not_tls(section: &str) -> Why {
+    Why::Tls {
+        kind: TlsFailure::NotTls,
+        text: format!("the server speaks no TLS at this port ({section}.enable)"),
+    }
+}
+
+/// The server wants a certificate, and there is none.
+pub(super) fn client_certificate_required(section: &str) -> Why {
+    why(
+        &Error::AlertReceived(AlertDescription::CertificateRequired),
+        section,
+    )
 }
 
 /// What is wrong with the server's certificate.
@@ -77,6 +90,20 @@ fn bad_certificate(error: &CertificateError, section: &str) -> (TlsFailure, Stri
                 between(*time, *not_before)
             ),
         ),
+        Bad::Other(OtherError(error))
+            if matches!(
+                error.downcast_ref(),
+                Some(webpki::Error::CaUsedAsEndEntity)
+            ) =>
+        {
+            (
+                TlsFailure::UnknownCa,
+                format!(
+                    "the server's certificate is an authority's, which is trusted only where it \
+                     stands itself in {section}.cacertfile"
+                ),
+            )
+        }
         other => {
             let kind = match other {
                 Bad::NotValidForName => TlsFailure::WrongHost,
@@ -108,13 +135,10 @@ fn refusal(alert: AlertDescription, section: &str) -> (TlsFailure, String) {
             TlsFailure::ClientCertificateRefused,
             format!("the server refuses this client's certificate: {alert:?} ({section}.certfile)"),
         ),
-        // In TLS 1.2 this is also what OpenSSL says where a certificate is missing.
         Alert::HandshakeFailure => (
             TlsFailure::HandshakeFailed,
-            format!(
-                "the server refuses the handshake: it supports no cipher that this client does, \
-                 or it wants a certificate ({section}.certfile)"
-            ),
+            "the server refuses the handshake: it supports no cipher that this client does"
+                .to_owned(),
         ),
         _ => (
             TlsFailure::HandshakeFailed,

@@ -88,6 +88,13 @@ use_everything(Server) ->
         _ = emqx_redis_test_server:cli(Server, ["DEL", "test:msg:lost:m1"]),
         emqx_redis_message:get_messages(<<"lost">>, 0, 10)
     end,
+    Replaced = fun() ->
+        ok = emqx_redis_message:store_message(<<"replaced">>, Message),
+        _ = emqx_redis_test_server:cli(Server, ["DEL", "test:msg:replaced:m1"]),
+        _ = emqx_redis_test_server:cli(Server, ["HSET", "test:msg:replaced:m1", "a", "b"]),
+        {error, {partial, _}} = emqx_redis_message:get_messages(<<"replaced">>, 0, 10),
+        emqx_redis_message:get_messages(<<"replaced">>, 0, 10)
+    end,
     Reconnected = fun() ->
         _ = emqx_redis_test_server:cli(Server, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]),
         ok = await_connects(4)
@@ -118,6 +125,8 @@ use_everything(Server) ->
         fun() -> emqx_redis_router:delete_route(<<"a/b">>, node()) end,
         Repaired,
         Lost,
+        Replaced,
+        fun() -> emqx_redis_session:save_session(<<"c">>, data, #{epoch => 2, durability => {replicas, 1}}) end,
         %% Long enough for what expires to be swept.
         fun() -> timer:sleep(2500) end,
         fun() -> emqx_redis_session:delete_session(<<"c">>, #{epoch => 2}) end

@@ -99,7 +99,7 @@ impl Engine {
         // Who still holds an id of an engine that has ended must not cancel a request of this one.
         let first_id = (STARTS.fetch_add(1, Relaxed) << 40) + 1;
         let queue = Arc::new(Queue::new(first_id));
-        let links = Arc::new(Mutex::new(Vec::new()));
+        let links = Arc::new(Mutex::new(vec![LinkStatus::connecting()]));
         let engine = Arc::new(Engine {
             load: Arc::new(Load::new(&config)),
             config: Mutex::new(config.clone()),

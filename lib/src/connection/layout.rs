@@ -81,9 +81,9 @@ async fn quarantine(setup: &mut Dialogue, context: &Context, meta: &[u8]) -> Res
     let mut output = Vec::new();
     let mut commands = Commands::new(&mut output);
     scripts::call(context, &mut commands, Script::Quarantine, &[meta], 3)
-        .arg(context.keys.prefix())
         .int(KEPT_MS)
-        .arg(b"hash");
+        .arg(b"hash")
+        .arg(&context.keys.foreign(meta));
     setup.write(&output).await?;
     ok(&setup.read().await?)?;
     tracing::warn!(key = %meta.escape_ascii(), "a foreign value stood at this key; it was moved to `foreign:…` for a week");

@@ -28,6 +28,8 @@ const MARK_TTL_MS: u64 = 60_000;
 pub(super) struct Confirmation {
     /// With the answers that they get.
     waiting: Vec<(Request, Answer)>,
+    /// How far the last batch got that was not confirmed.
+    reached: Option<Reached>,
     /// Whether the server is waiting already.
     pub(super) is_asked: bool,
     /// The slot of a key of the last batch, where the next mark is written in a cluster.
@@ -63,6 +65,7 @@ impl Confirmation {
         now: Instant,
     ) {
         self.is_asked = false;
+        self.reached = Some(reached);
         for (mut request, answer) in std::mem::take(&mut self.waiting) {
             if is_enough {
                 request.answer(context, Ok(answer));
@@ -72,6 +75,20 @@ impl Confirmation {
                 self.waiting.push((request, answer));
             }
         }
+    }
+
+    /// What is done and past its deadline is told how far it is known to have got. Answers when the next one
+    /// is due.
+    pub(super) fn expire(&mut self, context: &Context, now: Instant) -> Option<Instant> {
+        let reached = self.reached.unwrap_or(Reached::Replicas(0));
+        let late = |(request, _): &mut (Request, Answer)| request.deadline <= now;
+        for (mut request, _) in self.waiting.extract_if(.., late) {
+            request.answer(context, Err(Error::NotDurable(reached)));
+        }
+        self.waiting
+            .iter()
+            .map(|(request, _)| request.deadline)
+            .min()
     }
 
     /// Answers all of it with an error.

@@ -33,6 +33,22 @@ pub struct LinkStatus {
 }
 
 impl LinkStatus {
+    /// As long as nobody knows more.
+    pub(crate) fn connecting() -> Self {
+        LinkStatus::nowhere(Why::Connecting, Instant::now())
+    }
+
+    /// No master is known.
+    pub(super) fn nowhere(why: Why, since: Instant) -> Self {
+        LinkStatus {
+            kind: Kind::Data,
+            server: None,
+            state: Err(why),
+            since,
+            report: ServerReport::default(),
+        }
+    }
+
     /// The level of durability that the connection is for.
     pub fn durability(&self) -> Option<Durability> {
         match self.kind {

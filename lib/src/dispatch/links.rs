@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::holds::TrackId;
 use super::link::{Link, LinkStatus, Opening, State};
-use super::track::{Kind, NOWHERE};
+use super::track::Kind;
 use super::wire::Wire;
 use super::{Dispatcher, HUNG_AFTER};
 use crate::config::{Server, Topology};
@@ -141,8 +141,8 @@ impl Dispatcher {
         let (config, context) = (self.config.clone(), self.context.clone());
         let tls = self.tls.clone();
         let (server, version) = (self.links[&id].server.clone(), self.version);
-        let lost = self.lost.iter().filter(|(at, _)| *at == server);
-        let closing: Vec<Identity> = lost.map(|(_, identity)| identity.clone()).collect();
+        // A server may have several addresses: its `run_id` says which are its own.
+        let closing: Vec<Identity> = self.lost.iter().map(|(_, it)| it.clone()).collect();
         let Some(link) = self.links.get_mut(&id) else {
             return false;
         };
@@ -181,10 +181,8 @@ impl Dispatcher {
         let closed = std::mem::take(&mut link.closing);
         link.identity = opened.identity;
         link.set_up(Wire::new(opened.stream, self.context.clone()));
-        let (server, run) = (
-            link.server.clone(),
-            link.identity.as_ref().map(|it| &it.run),
-        );
+        let server = link.server.clone();
+        let run = link.identity.as_ref().map(|it| it.run.clone());
         tracing::info!(connection = link.kind.name(), server = %server, "connected to Redis");
         self.flight.set_up(id, true);
         self.flight.note_time(id, &opened.times, true);
@@ -192,10 +190,13 @@ impl Dispatcher {
             self.flight.give_doubtful_up(id, &Why::Closed);
         }
         // What was lost meanwhile is closed on this connection, ahead of everything else.
-        self.lost
-            .retain(|(at, identity)| *at != server || !closed.contains(identity));
-        for (at, identity) in &self.lost {
-            if *at == server && Some(&identity.run) == run {
+        // Those of an earlier life of the server at this address are gone with it.
+        self.lost.retain(|(at, identity)| {
+            let is_its = *at == server || Some(&identity.run) == run.as_ref();
+            !is_its || !closed.contains(identity)
+        });
+        for (_, identity) in &self.lost {
+            if Some(&identity.run) == run.as_ref() {
                 self.flight.kill(id, identity.client);
             }
         }
@@ -226,7 +227,7 @@ impl Dispatcher {
             self.flight.set_up(id, false);
             let may_repeat = identity.is_some();
             if let Some(identity) = identity {
-                self.kill_beside(id, &identity);
+                self.kill_beside(&identity);
                 self.lost.push((server, identity));
             }
             self.flight.abort_sent(id, written, &why, may_repeat);
@@ -244,14 +245,11 @@ impl Dispatcher {
 
     /// The server may still have bytes of a lost connection to read, and so would do older writes after newer
     /// ones that come on its other connections: these close it there first.
-    fn kill_beside(&mut self, id: TrackId, lost: &Identity) {
-        for beside in self.flight.tracks.beside(id) {
-            let link = self.links.get(&beside).filter(|link| link.is_up());
-            let run = link
-                .and_then(|link| link.identity.as_ref())
-                .map(|it| &it.run);
-            if run == Some(&lost.run) {
-                self.flight.kill(beside, lost.client);
+    fn kill_beside(&mut self, lost: &Identity) {
+        for (id, link) in &self.links {
+            let run = link.identity.as_ref().map(|it| &it.run);
+            if link.is_up() && run == Some(&lost.run) {
+                self.flight.kill(*id, lost.client);
             }
         }
     }
@@ -263,7 +261,7 @@ impl Dispatcher {
                 self.context.metrics.add(Counter::Disconnects, 1);
                 self.flight.set_up(id, false);
                 if let Some(identity) = link.identity {
-                    self.kill_beside(id, &identity);
+                    self.kill_beside(&identity);
                     self.lost.push((link.server, identity));
                 }
                 self.flight
@@ -345,19 +343,12 @@ impl Dispatcher {
             Kind::Durable(_) => 2,
         });
         if let (Some((since, why)), true) = (&self.nowhere, all.is_empty()) {
-            all.push(LinkStatus {
-                kind: Kind::Data,
-                server: None,
-                state: Err(why.clone()),
-                since: *since,
-                report: ServerReport::default(),
-            });
+            all.push(LinkStatus::nowhere(why.clone(), *since));
         }
         let mut status = self
             .status
             .lock()
             .unwrap_or_else(|broken| broken.into_inner());
         *status = all;
-        debug_assert!(self.flight.tracks.peek(NOWHERE).is_some());
     }
 }

@@ -372,13 +372,4 @@ impl Tracks {
         }
         self.all.get_mut(id)?.take()
     }
-
-    /// Numbers the tracks to the server that a track leads to, itself included.
-    pub(super) fn beside(&self, id: TrackId) -> Vec<TrackId> {
-        let mut roads = self.roads.iter().flatten();
-        let road = roads.find(|road| road.tracks.iter().any(|(_, its)| *its == id));
-        road.map_or(Vec::new(), |road| {
-            road.tracks.iter().map(|(_, id)| *id).collect()
-        })
-    }
 }

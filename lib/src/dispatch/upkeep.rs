@@ -29,9 +29,8 @@ impl Flight {
             for sent in &mut track.sent {
                 expire_or_note(&mut sent.entry.request, now, &mut next, &context);
             }
-            for request in track.confirmation.requests() {
-                expire_or_note(request, now, &mut next, &context);
-            }
+            let due = track.confirmation.expire(&context, now);
+            next = due.map_or(next, |due| due.min(next));
             for entry in &mut track.pending {
                 if expire_or_note(&mut entry.request, now, &mut next, &context) {
                     self.answered += 1;
@@ -194,14 +193,10 @@ impl Flight {
         }
     }
 
-    /// Has a lost connection closed at its server, ahead of all that is sent there from now on.
-    pub(super) fn kill(&mut self, beside: TrackId, client: i64) {
-        for id in self.tracks.beside(beside) {
-            if self.tracks.peek(id).is_some_and(|track| track.is_up) {
-                let operation = Box::new(KillClient(client));
-                self.internal(id, operation, Purpose::Kill, KILL_DEADLINE);
-            }
-        }
+    /// Has a lost connection closed at its server, ahead of all that a track sends there from now on.
+    pub(super) fn kill(&mut self, id: TrackId, client: i64) {
+        let operation = Box::new(KillClient(client));
+        self.internal(id, operation, Purpose::Kill, KILL_DEADLINE);
     }
 
     /// Answers everything that is left.

@@ -197,6 +197,71 @@ proxy_loses_replies_but_not_requests(_Config) ->
         ?assertEqual(<<"v">>, ?SERVER:cli(Server, ["GET", "k"]))
     end).
 
+proxy_delays_and_freezes_one_direction(_Config) ->
+    with_proxy(fun(Server, Proxy, Connection) ->
+        ok = ?PROXY:set_mode(Proxy, {delay, replies, 200}),
+        {Time, 1} = timer:tc(fun() -> ?CLIENT:command(Connection, ["INCR", "n"]) end),
+        ?assert(Time >= 200000 andalso Time < 2000000, Time),
+        ok = ?PROXY:set_mode(Proxy, {freeze, requests}),
+        ok = ?CLIENT:send(Connection, ?CLIENT:encode(["INCR", "n"])),
+        ?assertEqual(<<>>, ?CLIENT:receive_bytes(Connection, 100)),
+        ?assertEqual(<<"1">>, ?SERVER:cli(Server, ["GET", "n"])),
+        ok = ?PROXY:set_mode(Proxy, {freeze, replies}),
+        ?HELPERS:wait_until(fun() -> ?SERVER:cli(Server, ["GET", "n"]) =:= <<"2">> end),
+        ?assertEqual(<<>>, ?CLIENT:receive_bytes(Connection, 100)),
+        ok = ?PROXY:set_mode(Proxy, forward),
+        ?assertEqual(2, ?CLIENT:receive_reply(Connection))
+    end).
+
+%% What a client sent before its connection broke reaches Redis after what it sent over the next one.
+proxy_delivers_late_what_a_broken_connection_sent(_Config) ->
+    with_proxy(fun(Server, Proxy, Connection) ->
+        Other = ?CLIENT:connect({tcp, ?PROXY:port(Proxy)}),
+        <<"PONG">> = ?CLIENT:command(Other, ["PING"]),
+        ok = ?PROXY:hold_existing(Proxy),
+        ok = ?CLIENT:send(Connection, ?CLIENT:encode(["APPEND", "k", "first"])),
+        ok = ?CLIENT:send(Other, ?CLIENT:encode(["APPEND", "n", binary:copy(<<"x">>, 300000)])),
+        ?HELPERS:wait_until(fun() -> ?PROXY:held_bytes(Proxy) > 300000 end),
+        ok = ?CLIENT:close(Connection),
+        ok = ?PROXY:cut(Proxy),
+        ?assertEqual(closed, ?CLIENT:receive_bytes(Other, 1000)),
+        Next = ?CLIENT:connect({tcp, ?PROXY:port(Proxy)}),
+        ?assertEqual(6, ?CLIENT:command(Next, ["APPEND", "k", "second"])),
+        ok = ?PROXY:release(Proxy),
+        ?HELPERS:wait_until(fun() -> ?SERVER:cli(Server, ["GET", "k"]) =:= <<"secondfirst">> end),
+        ?HELPERS:wait_until(fun() -> ?SERVER:cli(Server, ["STRLEN", "n"]) =:= 300000 end),
+        ?HELPERS:wait_until(fun() -> ?PROXY:connection_count(Proxy) =:= 1 end),
+        ok = ?CLIENT:close(Next)
+    end).
+
+%% The way out: who kills the old connection on the server has nothing to fear from it.
+proxy_loses_what_is_held_when_redis_closes_its_side(_Config) ->
+    with_proxy(fun(Server, Proxy, Connection) ->
+        Id = ?CLIENT:command(Connection, ["CLIENT", "ID"]),
+        ok = ?PROXY:hold_existing(Proxy),
+        ok = ?CLIENT:send(Connection, ?CLIENT:encode(["SET", "k", "late"])),
+        ?HELPERS:wait_until(fun() -> ?PROXY:held_bytes(Proxy) > 0 end),
+        ok = ?CLIENT:close(Connection),
+        ?assertEqual(1, ?SERVER:cli(Server, ["CLIENT", "KILL", "ID", Id])),
+        ?HELPERS:wait_until(fun() -> ?PROXY:connection_count(Proxy) =:= 0 end),
+        ok = ?PROXY:release(Proxy),
+        ?assertEqual(undefined, ?SERVER:cli(Server, ["GET", "k"]))
+    end).
+
+proxy_holds_and_releases_a_connection_that_lives_on(_Config) ->
+    with_proxy(fun(Server, Proxy, Connection) ->
+        ok = ?PROXY:hold_existing(Proxy),
+        ok = ?CLIENT:send(Connection, ?CLIENT:encode(["INCR", "n"])),
+        ?assertEqual(<<>>, ?CLIENT:receive_bytes(Connection, 100)),
+        ?assertEqual(undefined, ?SERVER:cli(Server, ["GET", "n"])),
+        ok = ?PROXY:release(Proxy),
+        ?assertEqual(1, ?CLIENT:receive_reply(Connection)),
+        ?assertEqual(2, ?CLIENT:command(Connection, ["INCR", "n"])),
+        ?assertEqual(0, ?PROXY:held_bytes(Proxy)),
+        ok = ?CLIENT:close(Connection),
+        ?HELPERS:wait_until(fun() -> ?PROXY:connection_count(Proxy) =:= 0 end)
+    end).
+
 proxy_cuts_and_refuses(_Config) ->
     with_proxy(fun(_Server, Proxy, Connection) ->
         ?assertEqual(1, ?PROXY:connection_count(Proxy)),

@@ -2,7 +2,8 @@
 %% argument was wrong and what was expected.
 -module(emqx_redis_args).
 
--export([client_id/2, message_id/2, binaries/2, count/2, topic/2, node_name/2, options/3, settings/2, config/2]).
+-export([client_id/2, message_id/2, binaries/2, count/2, topic/2, node_name/2, config/2]).
+-export([options/3, settings/2]).
 -export([message/2, messages/2, command/2, commands/2]).
 -export([format_error/2]).
 

@@ -95,6 +95,11 @@ use_everything(Server) ->
         {error, {partial, _}} = emqx_redis_message:get_messages(<<"replaced">>, 0, 10),
         emqx_redis_message:get_messages(<<"replaced">>, 0, 10)
     end,
+    Durable = fun() ->
+        Options = #{epoch => 2, durability => {replicas, 1}, timeout => 300},
+        {error, {not_durable, 0}} = emqx_redis_session:save_session(<<"c">>, data, Options),
+        ok
+    end,
     Reconnected = fun() ->
         _ = emqx_redis_test_server:cli(Server, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]),
         ok = await_connects(4)
@@ -126,7 +131,7 @@ use_everything(Server) ->
         Repaired,
         Lost,
         Replaced,
-        fun() -> emqx_redis_session:save_session(<<"c">>, data, #{epoch => 2, durability => {replicas, 1}}) end,
+        Durable,
         %% Long enough for what expires to be swept.
         fun() -> timer:sleep(2500) end,
         fun() -> emqx_redis_session:delete_session(<<"c">>, #{epoch => 2}) end

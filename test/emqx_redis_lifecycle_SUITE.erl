@@ -457,7 +457,7 @@ events_arrive_in_logger(Config) ->
             Report
          || #{msg := {report, #{message := <<"no connection to Redis">>} = Report}} <- Events
         ],
-        ?assertMatch(#{target := <<"emqx_redis_core::lane">>, fields := [_ | _]}, Report),
+        ?assertMatch(#{target := <<"emqx_redis_core::dispatch::links">>, fields := [_ | _]}, Report),
         ?assertMatch({_, _}, lists:keyfind(<<"connection">>, 1, maps:get(fields, Report)))
     end).
 

@@ -14,13 +14,13 @@ head(#{kind := Kind, seed := Seed, level := Level, writers := Writers, seconds :
         "~n~s  seed ~b, durability ~0p, ~b writers, ~b s~n  ~ts~n  faults by this seed: ~ts~n",
         [Kind, Seed, Level, Writers, Seconds, promise(Kind, Level), lists:join(", ", Faults)]
     ),
-    io:format("~n  ~8s  ~-88ts~10s~10s~n", ["at", "fault", "longest", "healthy"]),
-    io:format("  ~8s  ~-88ts~10s~10s~n", ["", "", "wait", "after"]).
+    io:format("~n  ~8s~10s~10s  ~s~n", ["at", "writes", "healthy", "fault"]),
+    io:format("  ~8s~10s~10s~n", ["", "waited", "after"]).
 
 %% Milliseconds: when, how long the writer that waited longest had no `ok', and until all was healthy.
 -spec fault(non_neg_integer(), iodata(), {non_neg_integer(), non_neg_integer()}) -> ok.
 fault(At, Text, {Wait, Healthy}) ->
-    io:format("  ~8s  ~-88ts~10s~10s~n", [seconds(At), Text, seconds(Wait), seconds(Healthy)]).
+    io:format("  ~8s~10s~10s  ~ts~n", [seconds(At), seconds(Wait), seconds(Healthy), Text]).
 
 -spec answers(?TALLY:tally(), Seconds :: float()) -> ok.
 answers(Tally, Seconds) ->

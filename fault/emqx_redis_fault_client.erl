@@ -249,7 +249,7 @@ see_version(#{strict := Strict, tally := Tally}, Client, Version) ->
         true ->
             Client;
         false when Strict ->
-            violation({wrong_session, {found, Version}, {may_be, Versions}}, Client);
+            violation({wrong_session, {found, Version}, {may_be, numbers(Versions)}}, Client);
         false ->
             %% Counted once: from here on this is what there is.
             ok = emqx_redis_fault_tally:lose(Tally, sessions, 1),
@@ -305,7 +305,7 @@ ack(Context, Client = #{id := Id, messages := Messages}) ->
     Oldest = lists:sublist(lists:sort(maps:keys(Messages)), 1 + map_size(Messages) div 2),
     Options = fence(Client, options(Context)),
     Ids = [message_id(Sequence) || Sequence <- Oldest],
-    Called = emqx_redis_fault_call:call(Context, {ack, Id, Oldest}, Options, fun() ->
+    Called = emqx_redis_fault_call:call(Context, {ack, Id, numbers(Oldest)}, Options, fun() ->
         emqx_redis_message:ack_messages(Id, Ids, Options)
     end),
     removed(Context, Called, Oldest, Client).
@@ -333,7 +333,7 @@ get(Context, Client = #{id := Id}) ->
     case {Class, Answer} of
         {done, {ok, Found}} ->
             Sequences = [sequence_of(Client, Message) || Message <- Found],
-            see_messages(Context, tell({At, Took, What, {ok, Sequences}}, Client), Sequences, passing);
+            see_messages(Context, tell({At, Took, What, {ok, numbers(Sequences)}}, Client), Sequences, passing);
         _ ->
             tell({At, Took, What, Answer}, Client)
     end.
@@ -360,7 +360,7 @@ sequence_of(Client, Message) ->
 
 see_messages(Context = #{strict := Strict}, Client, Found, When) ->
     #{messages := Messages, last_sequence := Last} = Client,
-    Found =:= lists:usort(Found) orelse violation({out_of_order, Found}, Client),
+    Found =:= lists:usort(Found) orelse violation({out_of_order, numbers(Found)}, Client),
     [violation({message_of_the_future, Sequence}, Client) || Sequence <- Found, Sequence > Last],
     Missing = [Sequence || {Sequence, certain} <- maps:to_list(Messages)] -- Found,
     Back = [Sequence || Sequence <- Found, not is_map_key(Sequence, Messages)],
@@ -368,7 +368,8 @@ see_messages(Context = #{strict := Strict}, Client, Found, When) ->
         {[], []} ->
             Client;
         _ when Strict ->
-            violation({wrong_messages, {missing, lists:sort(Missing)}, {back, Back}, {found, Found}}, Client);
+            What = {{missing, numbers(lists:sort(Missing))}, {back, numbers(Back)}, {found, numbers(Found)}},
+            violation({wrong_messages, What}, Client);
         _ when When =:= passing ->
             Client;
         _ ->
@@ -390,6 +391,10 @@ options(#{level := Level}) ->
 
 fence(#{fenced := true, epoch := Epoch}, Options) -> Options#{epoch => Epoch};
 fence(#{fenced := false}, Options) -> Options.
+
+%% What prints as numbers.
+numbers(List) ->
+    list_to_tuple(List).
 
 tell(Entry, Client = #{history := History}) when length(History) < 2 * ?HISTORY ->
     Client#{history := [Entry | History]};

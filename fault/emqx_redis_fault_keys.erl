@@ -1,7 +1,7 @@
 %% The keys in Redis as docs/data-layout.md describes them, read and written by other code than the library's.
 -module(emqx_redis_fault_keys).
 
--export([parse/2, client_key/3, message_key/3, index_key/3, message_member/3]).
+-export([parse/2, client_key/3, message_key/3, index_key/3, message_member/3, route_key/3]).
 
 -export_type([kind/0, parsed/0]).
 
@@ -11,7 +11,9 @@
     | {message, Client :: binary(), Id :: binary()}
     %% An index of a slot, whose tag it is; <<>> without a cluster.
     | {index, sessions | session_expiry | messages | message_expiry, Tag :: binary()}
-    | {routes, Word :: binary(), Tag :: binary(), Rest :: binary()}
+    | {route_index, Tag :: binary()}
+    | {wildcards, Tag :: binary()}
+    | {route, Tag :: binary(), Filter :: binary()}
     | other
     | unknown.
 
@@ -26,8 +28,9 @@ parse(_Kind, <<"sync:sessions", Tag/binary>>) -> {index, sessions, Tag};
 parse(_Kind, <<"expiry:sessions", Tag/binary>>) -> {index, session_expiry, Tag};
 parse(_Kind, <<"sync:messages", Tag/binary>>) -> {index, messages, Tag};
 parse(_Kind, <<"expiry:messages", Tag/binary>>) -> {index, message_expiry, Tag};
-parse(_Kind, <<"sync:routes", _/binary>>) -> other;
-parse(_Kind, <<"route:", _/binary>>) -> other;
+parse(_Kind, <<"sync:routes", Tag/binary>>) -> {route_index, Tag};
+parse(_Kind, <<"route:wildcards", Tag/binary>>) -> {wildcards, Tag};
+parse(Kind, <<"route:", Rest/binary>>) -> route(Kind, Rest);
 parse(_Kind, <<"trie", _/binary>>) -> other;
 parse(_Kind, _) -> unknown.
 
@@ -62,6 +65,11 @@ index_key(_Kind, Index, Tag) ->
         end,
     [Word, Tag].
 
+%% The tag is that of the route's shard, <<>> without a cluster.
+-spec route_key(kind(), binary(), binary()) -> binary().
+route_key(cluster, Tag, Filter) -> <<"route", Tag/binary, ":", Filter/binary>>;
+route_key(_Kind, <<>>, Filter) -> <<"route:", (replace(Filter, <<"%">>, <<"%25">>))/binary>>.
+
 %% Internal
 
 tagged(cluster, Client) -> ["{", encode(Client, <<"}">>, <<"%7D">>), "}"];
@@ -80,6 +88,13 @@ message(cluster, Member) ->
 message(_Kind, Member) ->
     [Name, Id] = binary:split(Member, <<":">>),
     {message, decode(Name, <<"%3A">>, <<":">>), Id}.
+
+%% {TAG}:{filter}; no tag holds a brace.
+route(cluster, Rest) ->
+    [Tag, Filter] = binary:split(Rest, <<"}:">>),
+    {route, <<":", Tag/binary, "}">>, Filter};
+route(_Kind, Name) ->
+    {route, <<>>, decode(Name, <<"%77">>, <<"w">>)}.
 
 encode(Name, Byte, Code) ->
     replace(replace(Name, <<"%">>, <<"%25">>), Byte, Code).

@@ -79,6 +79,8 @@ is_sorted_set(Kind, Key) ->
     case ?KEYS:parse(Kind, Key) of
         {queue, _} -> true;
         {index, _, _} -> true;
+        {route_index, _} -> true;
+        {wildcards, _} -> true;
         _ -> false
     end.
 
@@ -109,6 +111,24 @@ key_problems(Key, Contents = #{kind := Kind, ttls := Ttls}) ->
             [
                 {index_without_item, Key, Member}
              || Member <- maps:keys(members(Key, Contents)), not is_map_key(item(Kind, Index, Member), Ttls)
+            ];
+        {route, Tag, Filter} ->
+            [
+                {route_not_in_index, Key}
+             || not is_map_key(Filter, members(<<"sync:routes", Tag/binary>>, Contents))
+            ];
+        {route_index, Tag} ->
+            [
+                {route_index_without_route, Key, Filter}
+             || Filter <- maps:keys(members(Key, Contents)),
+                not is_map_key(?KEYS:route_key(Kind, Tag, Filter), Ttls)
+            ];
+        {wildcards, Tag} ->
+            [
+                {wildcard_without_route, Key, Member}
+             || Member <- maps:keys(members(Key, Contents)),
+                [Filter, _Node] <- [binary:split(Member, <<"|">>)],
+                not is_map_key(?KEYS:route_key(Kind, Tag, Filter), Ttls)
             ];
         unknown ->
             [{unknown_key, Key}];

@@ -6,6 +6,8 @@
 -define(TALLY, emqx_redis_fault_tally).
 %% A run that goes wrong may show the same a thousand times.
 -define(MOST_VIOLATIONS, 5).
+%% Of terms: some are long.
+-define(DEPTH, 100).
 -define(KINDS, [ok, unknown, timeout, not_durable, refused]).
 
 -spec head(map()) -> ok.
@@ -96,10 +98,10 @@ add(Answers, Sum) ->
 
 %% The oldest of what is known first.
 violation(#{item := Item, what := What, history := History}) ->
-    io:format("~n  VIOLATION at ~0p: ~0tp~n", [Item, What]),
+    io:format("~n  VIOLATION at ~0p: ~0tP~n", [Item, What, ?DEPTH]),
     lists:foreach(
         fun({At, Took, Call, Answer}) ->
-            io:format("    ~10s +~6b ms  ~0tp -> ~0tp~n", [seconds(At), Took, Call, Answer])
+            io:format("    ~10s +~6b ms  ~0tP -> ~0tP~n", [seconds(At), Took, Call, ?DEPTH, Answer, ?DEPTH])
         end,
         lists:reverse(History)
     ).

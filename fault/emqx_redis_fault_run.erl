@@ -98,6 +98,7 @@ fault(Topology, Tally, Fault) ->
     ].
 
 finish(Writers) ->
+    lists:foreach(fun emqx_redis_fault_writer:stop/1, Writers),
     Finished = [emqx_redis_fault_writer:finish(Writer, ?PATIENCE) || Writer <- Writers],
     {[Items || {ok, Items} <- Finished], [
         #{item => <<"a writer">>, what => Reason, history => []}

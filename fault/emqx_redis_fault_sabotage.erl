@@ -20,16 +20,20 @@ kinds() ->
 do(none, _Topology, AllItems) ->
     AllItems;
 do("route", Topology, AllItems) ->
-    [{Filter, _Node} | _] = lists:append([
-        emqx_redis_fault_routes:certain(Routes)
-     || #{routes := Routes} <- AllItems, Routes =/= dropped
-    ]),
+    [Filter | _] = [
+        Filter
+     || #{routes := Routes} <- AllItems,
+        Routes =/= dropped,
+        {Filter, _Node} <- emqx_redis_fault_routes:certain(Routes),
+        binary:match(Filter, [<<"+">>, <<"#">>]) =:= nomatch
+    ],
     told(["deleted the key of the route ", Filter]),
     [Key] = [
         Key
      || Server <- ?TOPOLOGY:masters(Topology),
         Key <- ?SERVER:cli(Server, ["KEYS", "route:*"], 30000),
-        binary:longest_common_suffix([Key, Filter]) =:= byte_size(Filter)
+        {route, _Tag, Found} <- [?KEYS:parse(kind(Topology), Key)],
+        Found =:= Filter
     ],
     1 = command(Topology, Key, ["DEL", Key]),
     AllItems;

@@ -1,7 +1,7 @@
 %% A process that writes without a pause to clients and routes of its own, until it is told to finish.
 -module(emqx_redis_fault_writer).
 
--export([start/2, finish/2, verify/3]).
+-export([start/2, stop/1, finish/2, verify/3]).
 
 -export_type([writer/0, items/0, violation/0]).
 
@@ -27,10 +27,15 @@ start(Context = #{writer := Number}, Seed) ->
         loop(Context, Run, #{clients => clients(Number), routes => Routes, complete => true})
     end).
 
-%% What the writer knows of its items; without those that have shown a violation.
+%% Has it end when its step is done.
+-spec stop(writer()) -> ok.
+stop({Pid, _Monitor}) ->
+    Pid ! finish,
+    ok.
+
+%% What a writer that was stopped knows of its items; without those that have shown a violation.
 -spec finish(writer(), timeout()) -> {ok, items()} | {error, term()}.
 finish({Pid, Monitor}, Timeout) ->
-    Pid ! finish,
     receive
         {'DOWN', Monitor, process, Pid, {finished, Items}} -> {ok, Items};
         {'DOWN', Monitor, process, Pid, Reason} -> {error, {ended, Reason}}

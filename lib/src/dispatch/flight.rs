@@ -90,10 +90,8 @@ impl Flight {
         if !entry.holds && !self.holds.may_place(&entry, id) {
             return self.holds.park(entry);
         }
-        let refused = match self.tracks.get(id) {
-            Some(track) => track.refuses(Instant::now(), self.grace),
-            None => None,
-        };
+        let track = self.tracks.get(id);
+        let refused = track.and_then(|track| track.refuses(self.grace));
         if let Some(why) = refused {
             return self.refuse(entry, why);
         }

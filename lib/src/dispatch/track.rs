@@ -141,8 +141,9 @@ impl Track {
 
     /// Why a request is not even tried: the server has refused for longer than the grace. One now and then
     /// is let through, to see whether it still does.
-    pub(super) fn refuses(&mut self, now: Instant, grace: Duration) -> Option<Why> {
+    pub(super) fn refuses(&mut self, grace: Duration) -> Option<Why> {
         let refusal = self.refusal.as_mut()?;
+        let now = Instant::now();
         if now < refusal.since + grace {
             return None;
         }

@@ -142,6 +142,9 @@ impl Flight {
         let Kind::Durable(level) = track.kind else {
             return false;
         };
+        if track.confirmation.is_asked {
+            return false;
+        }
         if track.confirmation.is_empty() && !track.sent.iter().any(|sent| callers(&sent)) {
             return false;
         }

@@ -151,7 +151,7 @@ impl Dispatcher {
         let opening: Opening = Box::pin(async move {
             connection::open(&config.redis, tls.as_ref(), &context, &server, &closing).await
         });
-        link.state = State::Opening(opening);
+        link.set_opening(opening);
         true
     }
 

@@ -6,6 +6,8 @@
     reason = "each test binary has this module to itself and uses its part of it"
 )]
 
+pub mod cluster;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -203,6 +203,9 @@ impl Flight {
             };
             self.note_time(id, &[sample], false);
         }
+        if let Some(Frame::Bulk(info)) = sent.replies.get(1) {
+            self.reports.push((id, info.clone()));
+        }
     }
 
     fn take_confirmation(&mut self, id: TrackId, replies: &[Frame]) {

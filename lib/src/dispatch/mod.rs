@@ -130,6 +130,9 @@ impl Dispatcher {
             if self.flight.must_reroute {
                 self.flight.reroute();
             }
+            if !self.flight.reports.is_empty() {
+                self.note_replicas();
+            }
             self.adopt_tracks();
             busy |= self.write_all(task);
             self.fail_after_grace();

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use emqx_redis_core::config::{Config, Topology};
 use emqx_redis_core::context::Context;
 use emqx_redis_core::error::Error;
+use emqx_redis_core::metrics::OperationKind;
 use emqx_redis_core::repair::Repair;
-use emqx_redis_core::request::{Answer, Operation, Step};
+use emqx_redis_core::request::{Affinity, Answer, Operation, Step};
 use emqx_redis_core::resp::{Commands, Frame, Scanner};
 use emqx_redis_core::scripts::{self, Script};
 use emqx_redis_core::slots::SLOTS;
@@ -160,7 +161,82 @@ impl Cluster {
         replies
     }
 
-    /// Who has this key, with its type.
+    /// Does an operation at one master, whatever it knows of the slot, until it is over or anything fails.
+    pub fn run_at(
+        &mut self,
+        node: usize,
+        mut operation: Box<dyn Operation>,
+    ) -> Result<Answer, Error> {
+        for _ in 0..20 {
+            let mut bytes = Vec::new();
+            // Without it, the target of a migration sends everyone back.
+            Commands::new(&mut bytes).command(&[b"ASKING"]);
+            let mut commands = Commands::new(&mut bytes);
+            operation.encode(&self.context, &mut commands);
+            let count = commands.count();
+            let mut replies = self.nodes[node].exchange(&bytes, count + 1);
+            replies.remove(0);
+            match operation.decode(&self.context, replies) {
+                Step::Done(result) => return result,
+                Step::Again => {}
+                Step::LoadScripts => self.load_scripts(),
+                Step::Repair(_, error) => return Err(error),
+            }
+        }
+        Err(Error::Timeout)
+    }
+
+    pub fn begin_migration(&mut self, slot: u16, from: usize, to: usize) {
+        let ids = [from, to].map(|node| self.id_of(node));
+        self.nodes[to].expect_ok(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", ids[0]));
+        self.nodes[from].expect_ok(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", ids[1]));
+    }
+
+    /// Moves those of the slot's keys that are chosen.
+    pub fn migrate(&mut self, slot: u16, from: usize, to: usize, which: impl Fn(&str) -> bool) {
+        let Frame::Array(keys) =
+            self.nodes[from].ask(&format!("CLUSTER GETKEYSINSLOT {slot} 1000"))
+        else {
+            panic!("no keys");
+        };
+        let port = self.nodes[to].port.to_string();
+        for key in keys {
+            let Frame::Bulk(key) = key else {
+                panic!("{key:?}");
+            };
+            if which(&String::from_utf8_lossy(&key)) {
+                let host = b"127.0.0.1";
+                let migrate: [&[u8]; 7] = [
+                    b"MIGRATE",
+                    host,
+                    port.as_bytes(),
+                    &key,
+                    b"0",
+                    b"5000",
+                    b"REPLACE",
+                ];
+                self.nodes[from].ask_bytes(&migrate);
+            }
+        }
+    }
+
+    /// Tells everyone that the slot has arrived.
+    pub fn end_migration(&mut self, slot: u16, to: usize) {
+        let id = self.id_of(to);
+        for node in [to, (to + 1) % 3, (to + 2) % 3] {
+            self.nodes[node].expect_ok(&format!("CLUSTER SETSLOT {slot} NODE {id}"));
+        }
+        self.context.slots.set(slot, to as u16);
+    }
+
+    fn id_of(&mut self, node: usize) -> String {
+        match self.nodes[node].ask("CLUSTER MYID") {
+            Frame::Bulk(id) => String::from_utf8_lossy(&id).into_owned(),
+            other => panic!("CLUSTER MYID: {other:?}"),
+        }
+    }
+
+    /// Who has this key, unless its slot has moved.
     pub fn node_of(&mut self, key: &[u8]) -> &mut Node {
         let slot = emqx_redis_core::hash_slot::hash_slot(key);
         &mut self.nodes[usize::from(slot % NODES)]
@@ -211,8 +287,8 @@ impl Node {
         }
     }
 
-    pub fn port(&self) -> u16 {
-        self.port
+    fn expect_ok(&mut self, command: &str) {
+        assert_eq!(self.ask(command), Frame::Simple("OK".into()), "{command}");
     }
 
     /// Does one command, of words without blanks.
@@ -253,6 +329,50 @@ impl Node {
         }
         assert!(input.is_empty(), "more replies than commands");
         replies
+    }
+}
+
+/// Lists a client's slot.
+pub struct ListSlot(pub Vec<u8>);
+
+impl Operation for ListSlot {
+    fn kind(&self) -> OperationKind {
+        OperationKind::ListSessions
+    }
+
+    fn affinity(&self) -> Affinity<'_> {
+        Affinity::None
+    }
+
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        let keys = &context.keys;
+        let slot = keys.client_slot(&self.0);
+        let (index, expiry) = (keys.sessions_index(slot), keys.sessions_expiry(slot));
+        scripts::call(
+            context,
+            commands,
+            Script::ListSessions,
+            &[&index, &expiry],
+            3,
+        )
+        .arg(&keys.session_prefix())
+        .int(0)
+        .int(10);
+    }
+
+    fn decode(&mut self, _: &Context, mut replies: Vec<Frame>) -> Step {
+        Step::Done(match replies.remove(0) {
+            Frame::Error(text) => Err(Error::from_reply(&text)),
+            _ => Ok(Answer::Ok),
+        })
+    }
+
+    fn slot(&self, context: &Context) -> Option<u16> {
+        Some(context.keys.client_slot(&self.0))
+    }
+
+    fn size(&self) -> usize {
+        0
     }
 }
 

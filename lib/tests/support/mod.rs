@@ -51,6 +51,25 @@ impl RedisServer {
         server
     }
 
+    /// Starts a cluster of one server that owns all slots.
+    pub fn start_cluster_node() -> Self {
+        let server = Self::start_with(&["--cluster-enabled", "yes"]);
+        let mut connection = server.connection();
+        let mut add = redis::cmd("CLUSTER");
+        add.arg("ADDSLOTS").arg((0..16_384).collect::<Vec<u16>>());
+        add.exec(&mut connection).expect("slots that nobody owns");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let mut info = redis::cmd("CLUSTER");
+            let info: String = info.arg("INFO").query(&mut connection).expect("an answer");
+            if info.contains("cluster_state:ok") {
+                return server;
+            }
+            assert!(Instant::now() < deadline, "{info}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// The path of the unix socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.join("redis.sock")

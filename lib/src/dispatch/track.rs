@@ -52,6 +52,7 @@ pub(super) struct Track {
     pub(super) confirmation: Confirmation,
     pub(super) heartbeat_sent: Instant,
     pub(super) heartbeat_due: bool,
+    pub(super) heartbeats: u32,
     pub(super) loading_scripts: bool,
     pub(super) is_up: bool,
     /// The server's clock minus the reference clock, in microseconds.
@@ -92,6 +93,7 @@ impl Track {
             confirmation: Confirmation::default(),
             heartbeat_sent: now,
             heartbeat_due: false,
+            heartbeats: 0,
             loading_scripts: false,
             is_up: false,
             skew: 0,
@@ -141,8 +143,9 @@ impl Track {
 
     /// Why a request is not even tried: the server has refused for longer than the grace. One now and then
     /// is let through, to see whether it still does.
-    pub(super) fn refuses(&mut self, now: Instant, grace: Duration) -> Option<Why> {
+    pub(super) fn refuses(&mut self, grace: Duration) -> Option<Why> {
         let refusal = self.refusal.as_mut()?;
+        let now = Instant::now();
         if now < refusal.since + grace {
             return None;
         }

@@ -1,4 +1,4 @@
-%% A cluster while nothing breaks: every key in its slot, exact lists and counts, and slots and nodes that move
+%% A cluster while nothing breaks: every key in its slot, exact lists and counts, slots and nodes that move
 %% while requests go on. What becomes of requests when nodes fail is in emqx_redis_cluster_outage_SUITE.
 -module(emqx_redis_cluster_SUITE).
 
@@ -80,7 +80,8 @@ no_seed_that_lives(_Config) ->
     ok = emqx_redis_storage:stop(),
     Seed = fun() -> ["127.0.0.1:", integer_to_list(?SERVER:free_port())] end,
     Seeds = iolist_to_binary([Seed(), ",", Seed()]),
-    ok = emqx_redis_storage:start(#{redis => #{type => cluster, servers => Seeds, outage_grace => <<"600ms">>}}),
+    Redis = #{type => cluster, servers => Seeds, outage_grace => <<"600ms">>},
+    ok = emqx_redis_storage:start(#{redis => Redis}),
     {Micros, Result} = timer:tc(fun() -> ?SESSION:save_session(<<"c">>, x) end),
     ?assertEqual({error, {unavailable, econnrefused}}, Result),
     ?assert(Micros < 3000000, Micros),
@@ -188,7 +189,8 @@ pages_from(Limit, Offset) ->
     end.
 
 topics_are_exact(_Config) ->
-    Plain = [<<(integer_to_binary(N rem 97))/binary, "/", (integer_to_binary(N))/binary>> || N <- lists:seq(1, 2000)],
+    Name = fun(N) -> iolist_to_binary([integer_to_list(N rem 97), "/", integer_to_list(N)]) end,
+    Plain = [Name(N) || N <- lists:seq(1, 2000)],
     Wild = [<<"+/w", (integer_to_binary(N))/binary>> || N <- lists:seq(1, 200)],
     Shared = [<<"$share/g/", (integer_to_binary(N))/binary, "/#">> || N <- lists:seq(1, 200)],
     Filters = Plain ++ Wild ++ Shared,
@@ -221,7 +223,8 @@ what_has_expired_leaves_every_index(Config) ->
     [?assertEqual({reply, ok}, emqx_redis_storage:receive_response(R, 10000)) || R <- Requests],
     ?assert(length(?CLUSTER:all_keys(Cluster)) > 1000),
     ?HELPERS:wait_until(fun() -> ?CLUSTER:all_keys(Cluster) =:= [<<"meta">>] end, 30000),
-    #{counters := #{expired_sessions := Sessions, expired_messages := Messages}} = emqx_redis_storage:status(),
+    #{counters := Counters} = emqx_redis_storage:status(),
+    #{expired_sessions := Sessions, expired_messages := Messages} = Counters,
     ?assertEqual({300, 300}, {Sessions, Messages}).
 
 %%--------------------------------------------------------------------

@@ -40,8 +40,11 @@ fn get() -> GetMessages {
     GetMessages::new(CLIENT.to_vec(), 0, 10)
 }
 
+/// Says of a key whether it has moved.
+type HasMoved = fn(&str) -> bool;
+
 /// Which keys have moved when an operation comes.
-const MOVED: [(&str, fn(&str) -> bool); 7] = [
+const MOVED: [(&str, HasMoved); 7] = [
     ("nothing", |_| false),
     ("a message", |key| key == "msg:{c1}:b"),
     ("all but a message", |key| key != "msg:{c1}:b"),

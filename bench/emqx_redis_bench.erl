@@ -3,7 +3,8 @@
 %% and each figure is the median of its rounds, since a machine's speed drifts.
 %%
 %% Environment: QUICK=1 for a one-minute form; OPERATIONS, CALLERS and CONTESTANTS, comma-separated, to
-%% choose among them; ROUNDS and DURATION (milliseconds).
+%% choose among them; ROUNDS and DURATION (milliseconds). Then come the topologies and levels of
+%% durability, see emqx_redis_bench_topologies; TOPOLOGIES chooses among them, or is `none`.
 -module(emqx_redis_bench).
 
 -export([main/0]).
@@ -23,11 +24,18 @@ main() ->
 
 run() ->
     Settings = settings(),
+    ok = contest(Settings),
+    Topologies = choice("TOPOLOGIES", emqx_redis_bench_topologies:names()),
+    emqx_redis_bench_topologies:run(Topologies, Settings).
+
+contest(#{operations := []}) ->
+    ok;
+contest(Settings) ->
     Server = emqx_redis_test_server:start(#{tcp => true}),
     try
         ok = emqx_redis_bench_report:heading(Server, Settings),
         Results = [
-            operation(Operation, Settings#{server => Server})
+            operation(Operation, Settings#{target => emqx_redis_bench_target:of_server(Server)})
          || Operation <- maps:get(operations, Settings)
         ],
         ok = emqx_redis_bench_report:ratios(Results),
@@ -53,6 +61,7 @@ settings() ->
 choice(Variable, Default) ->
     case os:getenv(Variable, "") of
         "" -> Default;
+        "none" -> [];
         Chosen -> string:lexemes(Chosen, ",")
     end.
 
@@ -97,7 +106,7 @@ round(Cell, Contestants, Files, CallerCounts) ->
     maps:from_list(Cells ++ Limits).
 
 record(Contestant, Cell) ->
-    File = filename:join(emqx_redis_test_server:folder(maps:get(server, Cell)), "recorded"),
+    File = filename:join(maps:get(folder, maps:get(target, Cell)), "recorded"),
     Name = lists:concat([File, "_", element(2, Contestant)]),
     ok = emqx_redis_bench_replay:record(Contestant, Cell, Name),
     Name.

@@ -12,7 +12,7 @@
 %% rate: operations per second; latencies in microseconds; CPU in microseconds for each operation.
 -type result() :: #{rate | p50 | p99 | beam_cpu | redis_cpu => float()}.
 
--callback start(inet:port_number(), Form :: atom()) -> State :: term().
+-callback start(emqx_redis_bench_target:target(), Form :: atom()) -> State :: term().
 -callback stop(State :: term()) -> ok.
 %% Puts into an empty Redis what Count operations need to find there.
 -callback prepare(Operation :: atom(), Count :: pos_integer(), State :: term()) -> ok.
@@ -32,10 +32,10 @@
 
 -spec run(contestant(), #{atom() => term()}) -> result().
 run({Module, Form}, Cell) ->
-    #{server := Server, operation := Operation, callers := Callers} = Cell,
+    #{target := Target, operation := Operation, callers := Callers} = Cell,
     #{warm_up := WarmUp, duration := Duration} = Cell,
-    <<"OK">> = emqx_redis_test_server:cli(Server, ["FLUSHALL"]),
-    State = Module:start(emqx_redis_test_server:port(Server), Form),
+    ok = emqx_redis_bench_target:flush(Target),
+    State = Module:start(Target, Form),
     Stock = stock(Module, Operation, Callers, WarmUp + Duration),
     ok = Module:prepare(Operation, Stock, State),
     Shared = #{
@@ -48,7 +48,7 @@ run({Module, Form}, Cell) ->
         driver => self()
     },
     Workers = [spawn_monitor(fun() -> caller(Shared) end) || _ <- lists:seq(1, Callers)],
-    Result = measure(Shared, emqx_redis_test_server:os_pid(Server), WarmUp, Duration),
+    Result = measure(Shared, maps:get(os_pids, Target), WarmUp, Duration),
     lists:foreach(fun await_end/1, Workers),
     flush_exhausted(),
     ok = Module:stop(State),
@@ -62,13 +62,14 @@ stock(Module, ack_message, Callers, Milliseconds) ->
 stock(_Module, _Operation, _Callers, _Milliseconds) ->
     infinity.
 
-measure(Shared = #{phase := Phase, histogram := Histogram, callers := Callers}, RedisPid, WarmUp, Duration) ->
+measure(Shared, RedisPids, WarmUp, Duration) ->
+    #{phase := Phase, histogram := Histogram, callers := Callers} = Shared,
     wait(WarmUp, 0, Shared),
-    Begin = snapshot(RedisPid),
+    Begin = snapshot(RedisPids),
     ok = atomics:put(Phase, 1, ?MEASURING),
     wait(Duration, Callers, Shared),
     ok = atomics:put(Phase, 1, ?OVER),
-    End = snapshot(RedisPid),
+    End = snapshot(RedisPids),
     result(Histogram, Begin, End).
 
 %% For so long, and longer if by then the callers have not begun so many more operations, or shorter if
@@ -126,8 +127,9 @@ loop(Operation, Stock, Phase, Next, Histogram, Begin, Shared) ->
             ok
     end.
 
-snapshot(RedisPid) ->
-    {erlang:monotonic_time(nanosecond), cpu_ticks("self"), cpu_ticks(integer_to_list(RedisPid))}.
+snapshot(RedisPids) ->
+    Redis = lists:sum([cpu_ticks(integer_to_list(OsPid)) || OsPid <- RedisPids]),
+    {erlang:monotonic_time(nanosecond), cpu_ticks("self"), Redis}.
 
 %% User and system time of a process, in the kernel's ticks of 10 ms.
 cpu_ticks(Process) ->

@@ -8,13 +8,12 @@
 
 -define(FILLERS, 16).
 
-start(Port, Form) ->
-    Servers = iolist_to_binary(["127.0.0.1:", integer_to_list(Port)]),
-    ok = emqx_redis_storage:start(#{redis => #{type => single, servers => Servers}}),
+start(Target = #{config := Config}, Form) ->
+    ok = emqx_redis_storage:start(Config),
     ok = emqx_redis_test_helpers:wait_until(fun() ->
         emqx_redis_pool:query(["PING"]) =:= {ok, <<"PONG">>}
     end),
-    #{port => Port, form => Form}.
+    Target#{form => Form}.
 
 stop(_State) ->
     emqx_redis_storage:stop().
@@ -22,8 +21,8 @@ stop(_State) ->
 ack_rate() ->
     350000.
 
-prepare(Operation, Count, #{form := plain, port := Port}) ->
-    emqx_redis_bench_replaced:prepare(Operation, Count, #{port => Port});
+prepare(Operation, Count, State = #{form := plain}) ->
+    emqx_redis_bench_replaced:prepare(Operation, Count, State);
 prepare(Operation, Count, #{form := full}) ->
     fill(Operation, Count);
 prepare(Operation, Count, #{form := epoch}) ->

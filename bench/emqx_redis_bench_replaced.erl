@@ -13,7 +13,7 @@
 -define(CONNECTIONS, 8).
 -define(TTL, <<"86400">>).
 
-start(Port, _Form) ->
+start(#{port := Port}, _Form) ->
     Connections = [
         begin
             {ok, Connection} = eredis:start_link("127.0.0.1", Port),

@@ -8,11 +8,11 @@
 
 %% Records operations into File.
 -spec record(emqx_redis_bench_driver:contestant(), map(), file:filename()) -> ok.
-record({Module, Form}, Cell = #{server := Server, operation := Operation}, File) ->
+record({Module, Form}, Cell = #{target := Target, operation := Operation}, File) ->
     Count = operation_count(Cell),
     ok = prepare({Module, Form}, Cell),
-    {RecorderPort, Recorder} = start_recorder(emqx_redis_test_server:port(Server)),
-    State = Module:start(RecorderPort, Form),
+    {RecorderPort, Recorder} = start_recorder(maps:get(port, Target)),
+    State = Module:start(emqx_redis_bench_target:at_port(RecorderPort, Target), Form),
     Fun = Module:operation(Operation, State),
     _ = take(Recorder),
     Records = [
@@ -30,14 +30,14 @@ record({Module, Form}, Cell = #{server := Server, operation := Operation}, File)
 
 %% Replays File; returns operations per second.
 -spec run(emqx_redis_bench_driver:contestant(), map(), file:filename()) -> float().
-run(Contestant, Cell = #{server := Server, operation := Operation, duration := Duration}, File) ->
+run(Contestant, Cell = #{target := Target, operation := Operation, duration := Duration}, File) ->
     ok = prepare(Contestant, Cell),
     Milliseconds =
         case Operation of
             ack_message -> 0;
             _ -> Duration
         end,
-    Arguments = [integer_to_list(emqx_redis_test_server:port(Server)), File, integer_to_list(Milliseconds)],
+    Arguments = [integer_to_list(maps:get(port, Target)), File, integer_to_list(Milliseconds)],
     Port = open_port({spawn_executable, os:getenv("REPLAY")}, [
         {args, Arguments}, {line, 1000}, exit_status, stderr_to_stdout
     ]),
@@ -48,9 +48,9 @@ run(Contestant, Cell = #{server := Server, operation := Operation, duration := D
 operation_count(#{operation := Operation, duration := Duration}) ->
     maps:get(Operation, ?OPERATIONS, 10000) * min(1000, Duration) div 1000.
 
-prepare({Module, Form}, Cell = #{server := Server, operation := Operation}) ->
-    <<"OK">> = emqx_redis_test_server:cli(Server, ["FLUSHALL"]),
-    State = Module:start(emqx_redis_test_server:port(Server), Form),
+prepare({Module, Form}, Cell = #{target := Target, operation := Operation}) ->
+    ok = emqx_redis_bench_target:flush(Target),
+    State = Module:start(Target, Form),
     ok = Module:prepare(Operation, operation_count(Cell), State),
     Module:stop(State).
 

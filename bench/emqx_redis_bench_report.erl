@@ -2,7 +2,7 @@
 %% project set itself, then one table for the README.
 -module(emqx_redis_bench_report).
 
--export([heading/2, operation/2, ratios/1, markdown/1]).
+-export([heading/2, operation/2, ratios/1, markdown/1, number/1]).
 
 heading(Server, #{rounds := Rounds, duration := Duration, warm_up := WarmUp}) ->
     io:format("~s, ~b cores; OTP ~s; ~s; ~s~n", [

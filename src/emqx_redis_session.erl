@@ -74,7 +74,8 @@ delete(ClientId, Opts) ->
     {Delete, emqx_redis_args:settings(Timeout, Durability)}.
 
 %% At most `Limit' client ids after the first `Offset', in the order of their last save, the oldest
-%% first; no expired session is among them. A page is full if enough sessions exist.
+%% first; no expired session is among them. A page is full if enough sessions exist. In a cluster they come
+%% hash slot by hash slot, in that order within each.
 -spec list_sessions(non_neg_integer(), non_neg_integer()) -> {ok, [client_id()]} | error().
 list_sessions(Limit, Offset) -> call(list(Limit, Offset)).
 

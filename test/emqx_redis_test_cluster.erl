@@ -14,7 +14,7 @@
 -export([start/0, start/1, stop/1, config/1, config/2, wait_until_healthy/1]).
 -export([nodes/1, masters/1, replicas/1, replicas_of/2, owner/2, slots/2, address/2, proxy/2, key_slot/1]).
 -export([kill/2, pause/2, resume/2, restart/2, failover/2, wait_until_promoted/2]).
--export([move_slot/3, begin_move/3, move_keys/4, finish_move/3, reshard/4]).
+-export([move_slot/3, begin_move/3, move_keys/4, move_key/3, finish_move/3, reshard/4]).
 -export([add_master/1, add_replica/2, remove_master/2]).
 -export([cli/3, command_by_key/3, all_keys/1]).
 
@@ -165,10 +165,15 @@ resume(_Cluster, Node) ->
 restart(_Cluster, Node) ->
     ?SERVER:restart(Node).
 
-%% Has a replica take over, and returns it when every node calls it the owner.
+%% Has a replica take over, and returns it when every node calls it the owner. Waits before if the master
+%% was itself promoted in the last four node timeouts: a node forgets the votes that it got only then
+%% (Redis 7.0), and a replica takes over with old votes, under its master's epoch, which no other node
+%% accepts, if that master dies within two.
 -spec failover(cluster(), Master :: ?SERVER:server()) -> ?SERVER:server().
 failover(Cluster, Master) ->
     [Replica | _] = replicas_of(Cluster, Master),
+    At = ?TOPOLOGY:noted(Cluster, {promoted_at, Master}, now_ms() - 4 * node_timeout(Cluster)),
+    timer:sleep(max(0, At + 4 * node_timeout(Cluster) - now_ms())),
     failover(Cluster, Master, Replica, ?FAILOVER_ATTEMPTS).
 
 %% Waits until every node that can be reached calls another one the owner of the slots that Old had
@@ -196,6 +201,11 @@ begin_move(Cluster, Slot, Target) ->
     non_neg_integer().
 move_keys(Cluster, Slot, Target, Limit) ->
     move_keys_from(owner(Cluster, Slot), Slot, Target, Limit).
+
+%% Moves this key, and no other one of its slot.
+-spec move_key(cluster(), Key :: iodata(), Target :: ?SERVER:server()) -> ok.
+move_key(Cluster, Key, Target) ->
+    migrate(owner(Cluster, key_slot(Key)), Target, [Key]).
 
 %% Returns when every node that can be reached knows it. Fails if the owner still has keys in the slot.
 -spec finish_move(cluster(), slot(), Target :: ?SERVER:server()) -> ok.
@@ -270,7 +280,7 @@ all_keys(Cluster) ->
 
 start_node(Cluster) ->
     Options = ?TOPOLOGY:options(Cluster),
-    Timeout = integer_to_list(maps:get(node_timeout, Options, 1500)),
+    Timeout = integer_to_list(node_timeout(Cluster)),
     Tls = lists:append([["--tls-cluster", "yes"] || #{tls := _} <- [Options]]),
     %% A replica stays with its master though that loses its last slot.
     Arguments = ["--cluster-enabled", "yes", "--cluster-node-timeout", Timeout] ++
@@ -278,6 +288,9 @@ start_node(Cluster) ->
     Node = ?TOPOLOGY:add(Cluster, data, ?TOPOLOGY:data_options(Options, "", Arguments)),
     maps:get(proxied, Options, false) andalso announce(Cluster, Node),
     Node.
+
+node_timeout(Cluster) ->
+    maps:get(node_timeout, ?TOPOLOGY:options(Cluster), 1500).
 
 %% In the node's file, so that restart/2 finds it again.
 announce(Cluster, Node) ->
@@ -374,10 +387,17 @@ failover(Cluster, Master, Replica, Attempts) ->
 promoted(Cluster, Old) ->
     #{slots := [{Slot, _Last} | _]} = ?VIEW:saved_row(Cluster, Old),
     case ?VIEW:agreed_owner(Cluster, Slot) of
-        {ok, Old} -> still_master;
-        {ok, New} -> {ok, New};
-        Other -> Other
+        {ok, Old} ->
+            still_master;
+        {ok, New} ->
+            ok = ?TOPOLOGY:note(Cluster, {promoted_at, New}, now_ms()),
+            {ok, New};
+        Other ->
+            Other
     end.
+
+now_ms() ->
+    erlang:monotonic_time(millisecond).
 
 %% Internal: moving
 
@@ -411,7 +431,8 @@ migrate(Source, Target, Keys) ->
     Command = ["MIGRATE", "127.0.0.1", ?SERVER:port(Target), "", 0, ?MIGRATE_TIMEOUT | Login],
     case ?SERVER:cli(Source, Command ++ ["KEYS" | Keys], 2 * ?MIGRATE_TIMEOUT) of
         <<"OK">> -> ok;
-        <<"NOKEY">> -> ok
+        <<"NOKEY">> -> ok;
+        Refusal -> error({migrate, Refusal})
     end.
 
 %% First the target, so that at no time nobody owns the slot.

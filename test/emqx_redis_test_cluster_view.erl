@@ -147,22 +147,35 @@ view_health(Nodes, Views) ->
         _ -> {views, Complete, Sound, Views}
     end.
 
-role(#{node := Node, master := Master, slots := Slots}) ->
-    {Node, Master, Slots}.
+role(#{node := Node, id := Id, master := Master, slots := Slots}) ->
+    {Node, Id, Master, Slots}.
 
 is_sound(Row = #{link := Link}) ->
     Faults = [<<"fail?">>, <<"fail">>, <<"handshake">>, <<"noaddr">>],
     Link =:= <<"connected">> andalso not lists:any(fun(Fault) -> has_flag(Row, Fault) end, Faults).
 
+%% In sync: every replica has all that its master had written when that was asked.
 replication_health(Roles) ->
-    Replicas = [{Node, ?TOPOLOGY:ask(Node, ["ROLE"])} || {Node, Master, _Slots} <- Roles, Master =/= <<"-">>],
-    case [Replica || Replica = {_Node, Role} <- Replicas, not is_in_sync(Role)] of
+    Written = maps:from_list([
+        {Id, written(?TOPOLOGY:ask(Node, ["ROLE"]))}
+     || {Node, Id, <<"-">>, _Slots} <- Roles
+    ]),
+    Replicas = [
+        {Node, ?TOPOLOGY:ask(Node, ["ROLE"]), maps:get(Master, Written, unknown)}
+     || {Node, _Id, Master, _Slots} <- Roles, Master =/= <<"-">>
+    ],
+    case [Replica || Replica = {_Node, Role, Offset} <- Replicas, not is_in_sync(Role, Offset)] of
         [] -> {ok, ok};
         Late -> {replicas, Late}
     end.
 
-is_in_sync([<<"slave">>, _Host, _Port, <<"connected">>, _Read]) -> true;
-is_in_sync(_Role) -> false.
+written([<<"master">>, Offset, _Replicas]) -> Offset;
+written(_Role) -> unknown.
+
+is_in_sync([<<"slave">>, _Host, _Port, <<"connected">>, Read], Written) ->
+    is_integer(Written) andalso Read >= Written;
+is_in_sync(_Role, _Written) ->
+    false.
 
 %% A node's file has a line that begins with no id.
 parse(Cluster, Text) ->

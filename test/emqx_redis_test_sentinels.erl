@@ -238,9 +238,12 @@ sentinel_tls_options(#{}) ->
     #{}.
 
 %% What cannot be configured: how often sentinels talk to each other and look at the servers, and how
-%% long one does nothing after it found its clock to jump, as a pause of two seconds makes it.
+%% long one does nothing after it found its clock to jump, as a pause of two seconds makes it. With pings
+%% a second apart, a new master is down for having had no time to answer one; but the last INFO of a
+%% replica that may be promoted must not be older than five of these periods.
 shorten_periods(Sentinel) ->
-    Periods = ["info-period", 1000, "publish-period", 500, "tilt-period", 2000],
+    Looks = ["ping-period", 400, "info-period", 1000],
+    Periods = Looks ++ ["publish-period", 500, "tilt-period", 2000],
     <<"OK">> = ?SERVER:cli(Sentinel, ["SENTINEL", "DEBUG" | Periods]),
     ok.
 

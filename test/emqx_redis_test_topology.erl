@@ -8,7 +8,7 @@
 
 -export([start/1, stop/1, stop_all/0, running/0]).
 -export([add/3, remove/2, members/2, options/1, proxy/2, port/2, find/2]).
--export([data_options/3, ask/2, ask/3, await/2, await/3]).
+-export([data_options/3, ask/2, ask/3, await/2, await/3, note/3, noted/3]).
 
 -export([init/1, handle_call/3, handle_cast/2, terminate/2]).
 
@@ -140,14 +140,25 @@ await(What, Fun) ->
 await(What, Fun, Timeout) ->
     await_until(What, Fun, erlang:monotonic_time(millisecond) + Timeout).
 
+%% Keeps something that one call knows and a later one needs.
+-spec note(topology(), Key :: term(), Value :: term()) -> ok.
+note(Topology, Key, Value) ->
+    gen_server:call(Topology, {note, Key, Value}, infinity).
+
+-spec noted(topology(), Key :: term(), Default :: term()) -> term().
+noted(Topology, Key, Default) ->
+    maps:get(Key, info(Topology, notes), Default).
+
 %% gen_server
 
 init(Options) ->
     process_flag(trap_exit, true),
-    {ok, #{options => Options, members => []}}.
+    {ok, #{options => Options, members => [], notes => #{}}}.
 
 handle_call({info, Key}, _From, State) ->
     {reply, maps:get(Key, State), State};
+handle_call({note, Key, Value}, _From, State = #{notes := Notes}) ->
+    {reply, ok, State#{notes := Notes#{Key => Value}}};
 handle_call({add, Kind, ServerOptions}, _From, State = #{options := Options, members := Members}) ->
     try ?SERVER:start(ServerOptions#{owner => self()}) of
         Server ->

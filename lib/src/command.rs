@@ -13,7 +13,7 @@ use crate::outcome::is_redirect;
 use crate::request::{Affinity, Answer, Operation, Step};
 use crate::resp::{Commands, Frame};
 
-use units::{by_slot, slot_of, units};
+use units::{by_slot, crosses_slots, slot_of, units};
 
 /// Commands that change the state of a connection, or hold it up, for everyone who shares it.
 const NOT_ALLOWED: &[&[u8]] = &[
@@ -50,6 +50,9 @@ const NOT_ALLOWED: &[&[u8]] = &[
     b"WAITAOF",
     b"WATCH",
 ];
+
+/// As the server says it of one command.
+const CROSSES_SLOTS: &str = "CROSSSLOT Keys in request don't hash to the same slot";
 
 /// Commands sent as they are: one, or several in one go. In a cluster, each goes to the owner of its first key.
 pub struct Query {
@@ -173,7 +176,11 @@ impl Operation for Query {
         Affinity::None
     }
 
-    fn encode(&mut self, _: &Context, commands: &mut Commands<'_>) {
+    fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
+        // It would be sent from server to server.
+        if context.keys.is_clustered() && crosses_slots(&self.commands) {
+            return;
+        }
         for command in self.step() {
             commands.begin(command.len());
             for argument in command {
@@ -182,7 +189,10 @@ impl Operation for Query {
         }
     }
 
-    fn decode(&mut self, _: &Context, replies: Vec<Frame>) -> Step {
+    fn decode(&mut self, _: &Context, mut replies: Vec<Frame>) -> Step {
+        if replies.is_empty() {
+            replies = vec![Frame::Error(CROSSES_SLOTS.into()); self.commands.len()];
+        }
         let Some(mut replies) = self.complete(replies) else {
             return Step::Again;
         };

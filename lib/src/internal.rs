@@ -8,7 +8,10 @@ use crate::scripts;
 
 /// Tries the connection, and asks for the server's time, which the dispatcher reads.
 #[derive(Debug)]
-pub(crate) struct Heartbeat;
+pub(crate) struct Heartbeat {
+    /// Whether the server is also asked for its replicas.
+    pub(crate) asks_for_replicas: bool,
+}
 
 impl Operation for Heartbeat {
     fn kind(&self) -> OperationKind {
@@ -21,6 +24,9 @@ impl Operation for Heartbeat {
 
     fn encode(&mut self, _: &Context, commands: &mut Commands<'_>) {
         commands.command(&[b"TIME"]);
+        if self.asks_for_replicas {
+            commands.command(&[b"INFO", b"replication"]);
+        }
     }
 
     fn decode(&mut self, _: &Context, _: Vec<Frame>) -> Step {

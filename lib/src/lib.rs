@@ -20,7 +20,7 @@ pub mod metrics;
 pub mod order;
 mod outcome;
 mod queue;
-mod repair;
+pub mod repair;
 pub mod request;
 pub mod resp;
 pub mod route_scripts;

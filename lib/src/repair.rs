@@ -23,7 +23,7 @@ pub(crate) const KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
 const ROUTES_STEP: usize = 200;
 
 /// The last steps of an operation that failed; they end with its error.
-pub(crate) struct Repair {
+pub struct Repair {
     kind: OperationKind,
     affinity: Vec<u64>,
     keys: TypedKeys,
@@ -42,12 +42,9 @@ enum Phase {
 }
 
 impl Repair {
-    pub(crate) fn new(
-        kind: OperationKind,
-        affinity: Vec<u64>,
-        keys: TypedKeys,
-        error: Error,
-    ) -> Self {
+    /// What follows an operation on these things that failed with `error`, since a value of another type may stand
+    /// at one of the keys.
+    pub fn new(kind: OperationKind, affinity: Vec<u64>, keys: TypedKeys, error: Error) -> Self {
         Repair {
             kind,
             affinity,

@@ -152,12 +152,13 @@ impl Operation for ChangeRoute {
 /// level, and that of the filters that begin with a wildcard.
 pub struct MatchRoutes {
     name: Vec<u8>,
-    /// The one that is asked.
-    shard: Shard,
+    asked: Asked,
 }
 
+/// Which shards are asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shard {
+enum Asked {
+    All,
     OfName,
     OfWildcards,
 }
@@ -168,14 +169,14 @@ impl MatchRoutes {
         validate_name(&name)?;
         Ok(MatchRoutes {
             name,
-            shard: Shard::OfName,
+            asked: Asked::All,
         })
     }
 
     fn shard(&self, keys: &Keys) -> u16 {
-        match self.shard {
-            Shard::OfName => keys.shard(&self.name),
-            Shard::OfWildcards => keys.wildcard_shard(),
+        match self.asked {
+            Asked::All | Asked::OfName => keys.shard(&self.name),
+            Asked::OfWildcards => keys.wildcard_shard(),
         }
     }
 }
@@ -226,14 +227,15 @@ impl Operation for MatchRoutes {
 
     fn split(&mut self, context: &Context) -> Option<Vec<Box<dyn Operation>>> {
         // No filter that begins with a wildcard matches a name that begins with `$`.
-        if !context.keys.is_clustered() || self.name.starts_with(b"$") {
+        let is_all = self.asked == Asked::All && !self.name.starts_with(b"$");
+        if !context.keys.is_clustered() || !is_all {
             return None;
         }
-        let part = |shard| {
+        let part = |asked| {
             let name = self.name.clone();
-            Box::new(MatchRoutes { name, shard }) as Box<dyn Operation>
+            Box::new(MatchRoutes { name, asked }) as Box<dyn Operation>
         };
-        Some(vec![part(Shard::OfName), part(Shard::OfWildcards)])
+        Some(vec![part(Asked::OfName), part(Asked::OfWildcards)])
     }
 
     fn join(&mut self, results: Vec<Result<Answer, Error>>) -> Result<Answer, Error> {

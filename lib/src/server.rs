@@ -21,6 +21,8 @@ pub struct ServerReport {
     pub rdb_enabled: Option<bool>,
     /// `connected_slaves`: replicas that are there now.
     pub replicas: Option<u32>,
+    /// By how many bytes the replica that has received least is behind; `None` without replicas.
+    pub replica_lag: Option<u64>,
 }
 
 /// What an operator should know.
@@ -92,7 +94,16 @@ impl ServerReport {
             rdb_ok: field("rdb_last_bgsave_status").map(|it| it == "ok"),
             rdb_enabled: None,
             replicas: field("connected_slaves").and_then(|it| it.parse().ok()),
+            replica_lag: replica_lag(info),
         }
+    }
+
+    /// Takes in what `INFO replication` says now.
+    pub fn note_replication(&mut self, info: &str) {
+        let now = ServerReport::from_info(info);
+        self.role = now.role;
+        self.replicas = now.replicas;
+        self.replica_lag = now.replica_lag;
     }
 
     /// The version's first two numbers.
@@ -184,10 +195,39 @@ impl ServerReport {
     }
 }
 
+/// `slave0:ip=127.0.0.1,port=6380,state=online,offset=1234,lag=0`
+fn replica_lag(info: &str) -> Option<u64> {
+    let written = info
+        .lines()
+        .find_map(|it| it.strip_prefix("master_repl_offset:"))?;
+    let written: u64 = written.trim().parse().ok()?;
+    let replicas = info.lines().filter(|line| line.starts_with("slave"));
+    let received = replicas.filter_map(|line| {
+        let (_, rest) = line.split_once(",offset=")?;
+        rest.split(',').next()?.trim().parse::<u64>().ok()
+    });
+    received
+        .map(|received| written.saturating_sub(received))
+        .max()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Config;
+
+    #[test]
+    fn the_slowest_replica_counts() {
+        let info = "role:master\r\nconnected_slaves:2\r\n\
+                    slave0:ip=127.0.0.1,port=1,state=online,offset=70,lag=0\r\n\
+                    slave1:ip=127.0.0.1,port=2,state=online,offset=100,lag=1\r\n\
+                    slave_read_only:1\r\nmaster_repl_offset:110\r\n";
+        let mut report = ServerReport::default();
+        report.note_replication(info);
+        assert_eq!((report.replicas, report.replica_lag), (Some(2), Some(40)));
+        report.note_replication("role:master\r\nconnected_slaves:0\r\nmaster_repl_offset:110\r\n");
+        assert_eq!((report.replicas, report.replica_lag), (Some(0), None));
+    }
 
     #[test]
     fn an_evicting_ancient_server_without_aof_is_warned_of() {

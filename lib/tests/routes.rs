@@ -57,8 +57,16 @@ impl Table {
 
     fn try_match(&mut self, name: &str) -> RedisResult<Vec<Route>> {
         let name = validate_name(name.as_bytes()).expect("a valid name");
-        let call = route_scripts::match_routes(&self.keys, 0, name);
-        self.run(Script::MatchRoutes.text(), &call)
+        let mut shards = vec![self.keys.shard(name.as_bytes())];
+        if self.keys.is_clustered() && !name.starts_with('$') {
+            shards.push(self.keys.wildcard_shard());
+        }
+        let mut found = Vec::new();
+        for shard in shards {
+            let call = route_scripts::match_routes(&self.keys, shard, name);
+            found.extend(self.run::<Vec<Route>>(Script::MatchRoutes.text(), &call)?);
+        }
+        Ok(found)
     }
 
     fn add(&mut self, filter: &str, node: &str) -> bool {
@@ -85,6 +93,17 @@ impl Table {
 
     fn members(&mut self, index: &[u8]) -> BTreeSet<String> {
         self.command(&[b"ZRANGE", index, b"0", b"-1"])
+    }
+
+    /// What an index of each shard holds, shard by shard.
+    fn members_of_shards(&mut self, index: fn(&Keys, u16) -> Vec<u8>) -> Vec<(u16, String)> {
+        let shards = self.keys.shards();
+        shards
+            .flat_map(|shard| {
+                let members = self.members(&index(&self.keys, shard));
+                members.into_iter().map(move |member| (shard, member))
+            })
+            .collect()
     }
 
     fn key_count(&mut self) -> usize {
@@ -252,36 +271,70 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn the_table_does_as_a_plain_list_does() {
     let server = RedisServer::start();
     for prefix in ["", "{p}:"] {
-        let table = std::cell::RefCell::new(Table::new(&server, prefix));
-        proptest!(ProptestConfig::with_cases(600), |(steps in steps())| {
-            let table = &mut *table.borrow_mut();
-            let mut model = Model::default();
-            // Only a case that failed leaves something.
-            let _: () = table.command(&[b"FLUSHALL"]);
-            for step in steps {
-                match step {
-                    Step::Add(filter, node) => {
-                        let new = model.0.insert(route(&filter, node));
-                        prop_assert_eq!(table.add(&filter, node), new);
-                    }
-                    Step::Delete(filter, node) => {
-                        let known = model.0.remove(&route(&filter, node));
-                        prop_assert_eq!(table.delete(&filter, node), known);
-                    }
-                    Step::Match(name) => {
-                        prop_assert_eq!(table.matching(&name), model.matching(&name), "{}", name);
-                    }
+        does_as_a_plain_list_does(Table::new(&server, prefix), 600);
+    }
+}
+
+/// Spread over shards, on a server that refuses keys of several slots in one call.
+#[test]
+fn the_sharded_table_does_as_a_plain_list_does() {
+    let server = RedisServer::start_cluster_node();
+    for shards in [16, 1, 3] {
+        let mut table = Table::new(&server, "");
+        table.keys = Keys::clustered("p:");
+        assert!(table.keys.learn_shards(shards));
+        does_as_a_plain_list_does(table, 250);
+    }
+}
+
+fn does_as_a_plain_list_does(table: Table, cases: u32) {
+    let table = std::cell::RefCell::new(table);
+    proptest!(ProptestConfig::with_cases(cases), |(steps in steps())| {
+        let table = &mut *table.borrow_mut();
+        let mut model = Model::default();
+        // Only a case that failed leaves something.
+        let _: () = table.command(&[b"FLUSHALL"]);
+        for step in steps {
+            match step {
+                Step::Add(filter, node) => {
+                    let new = model.0.insert(route(&filter, node));
+                    prop_assert_eq!(table.add(&filter, node), new);
+                }
+                Step::Delete(filter, node) => {
+                    let known = model.0.remove(&route(&filter, node));
+                    prop_assert_eq!(table.delete(&filter, node), known);
+                }
+                Step::Match(name) => {
+                    prop_assert_eq!(table.matching(&name), model.matching(&name), "{}", name);
                 }
             }
-            let (routes, wildcards) = (table.keys.routes_index(0), table.keys.wildcards(0));
-            prop_assert_eq!(table.members(&routes), model.filters());
-            prop_assert_eq!(table.members(&wildcards), model.wildcards());
-            for (filter, node) in &model.0 {
-                prop_assert!(table.delete(filter, node));
-            }
-            prop_assert_eq!(table.key_count(), 0, "something is left");
-        });
-    }
+        }
+        let shard_of = |keys: &Keys, member: String| {
+            let filter = member.rsplit_once('|').map_or(&member[..], |(filter, _)| filter);
+            let real = parse_filter(filter.as_bytes()).unwrap().real;
+            (keys.shard(real.as_bytes()), member.clone())
+        };
+        let routes = table.members_of_shards(Keys::routes_index);
+        let mut expected: Vec<_> = model
+            .filters()
+            .into_iter()
+            .map(|filter| (shard_of(&table.keys, format!("{filter}|")).0, filter))
+            .collect();
+        expected.sort();
+        prop_assert_eq!(routes, expected);
+        let wildcards = table.members_of_shards(Keys::wildcards);
+        let mut expected: Vec<_> = model
+            .wildcards()
+            .into_iter()
+            .map(|member| shard_of(&table.keys, member))
+            .collect();
+        expected.sort();
+        prop_assert_eq!(wildcards, expected);
+        for (filter, node) in &model.0 {
+            prop_assert!(table.delete(filter, node));
+        }
+        prop_assert_eq!(table.key_count(), 0, "something is left");
+    });
 }
 
 #[test]

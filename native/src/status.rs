@@ -117,8 +117,12 @@ fn server<'a>(env: Env<'a>, link: &LinkStatus) -> Term<'a> {
     let map = put(env, map, "role", optional(env, report.role.as_ref()));
     let map = put(env, map, "maxmemory_policy", policy);
     let map = put(env, map, "maxmemory", report.maxmemory);
-    match report.replicas {
+    let map = match report.replicas {
         Some(replicas) => put(env, map, "replicas", replicas),
+        None => map,
+    };
+    match report.replica_lag {
+        Some(bytes) => put(env, map, "replica_lag_bytes", bytes),
         None => map,
     }
 }

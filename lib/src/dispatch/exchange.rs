@@ -142,6 +142,9 @@ impl Flight {
         let Kind::Durable(level) = track.kind else {
             return false;
         };
+        if track.confirmation.is_asked {
+            return false;
+        }
         if track.confirmation.is_empty() && !track.sent.iter().any(|sent| callers(&sent)) {
             return false;
         }
@@ -199,6 +202,9 @@ impl Flight {
                 received: Instant::now(),
             };
             self.note_time(id, &[sample], false);
+        }
+        if let Some(Frame::Bulk(info)) = sent.replies.get(1) {
+            self.reports.push((id, info.clone()));
         }
     }
 

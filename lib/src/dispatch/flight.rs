@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::entry::{Entry, Nobody, Purpose};
 use super::fork;
 use super::holds::{Holds, TrackId};
@@ -30,6 +32,8 @@ pub(super) struct Flight {
     pub(super) next_deadline: Instant,
     /// How long requests wait for servers that do not serve.
     pub(super) grace: Duration,
+    /// What servers said of their replicas.
+    pub(super) reports: Vec<(TrackId, Bytes)>,
     /// The track whose server has the reference clock.
     reference: Option<TrackId>,
     /// Whether a server said that what is known of the topology is outdated.
@@ -52,6 +56,7 @@ impl Flight {
             answered: 0,
             next_deadline: far_away(),
             grace: Duration::ZERO,
+            reports: Vec::new(),
             reference: None,
             is_outdated: false,
             must_reroute: false,

@@ -81,7 +81,7 @@ pub(super) struct Link {
     pub(super) version: u64,
     /// It sends nothing any more, and goes when everything sent is answered.
     pub(super) is_draining: bool,
-    /// Since when there is no connection.
+    /// Since when it is wanted and not there.
     pub(super) down_since: Option<Instant>,
     /// The grace is over: requests fail at once.
     pub(super) is_failing: bool,
@@ -102,7 +102,7 @@ impl Link {
             closing: Vec::new(),
             version: 0,
             is_draining: false,
-            down_since: Some(now),
+            down_since: None,
             is_failing: false,
             result: Err(Why::Connecting),
             report: ServerReport::default(),
@@ -147,11 +147,16 @@ impl Link {
         }
     }
 
-    /// Opens anew without a pause.
+    /// It was closed, and is opened without a pause when it is wanted.
     pub(super) fn set_idle(&mut self) {
         self.pause = SHORTEST_PAUSE;
-        self.down_since.get_or_insert_with(Instant::now);
+        self.down_since = None;
         self.state = State::Idle;
+    }
+
+    pub(super) fn set_opening(&mut self, opening: Opening) {
+        self.down_since.get_or_insert_with(Instant::now);
+        self.state = State::Opening(opening);
     }
 
     /// Until when its requests wait.

@@ -151,7 +151,7 @@ impl Dispatcher {
         let opening: Opening = Box::pin(async move {
             connection::open(&config.redis, tls.as_ref(), &context, &server, &closing).await
         });
-        link.state = State::Opening(opening);
+        link.set_opening(opening);
         true
     }
 
@@ -325,10 +325,35 @@ impl Dispatcher {
         if let (Kind::Durable(level), Some(track)) = (link.kind, self.flight.tracks.get(id)) {
             track.unsupported = report.lacks(level);
         }
-        let known = std::mem::replace(&mut link.report, report);
-        if link.kind == Kind::Data && known != link.report {
+        self.warn(id, report);
+    }
+
+    /// Takes in what servers say of their replicas.
+    pub(super) fn note_replicas(&mut self) {
+        for (id, info) in std::mem::take(&mut self.flight.reports) {
+            if let Some(link) = self.links.get(&id) {
+                let mut report = link.report.clone();
+                report.note_replication(&String::from_utf8_lossy(&info));
+                if report != link.report {
+                    self.warn(id, report);
+                    self.publish();
+                }
+            }
+        }
+    }
+
+    /// Keeps what a server says, and logs the warnings that are new.
+    fn warn(&mut self, id: TrackId, report: ServerReport) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        let known = link.report.warnings(&self.config);
+        let is_first = std::mem::replace(&mut link.report, report) == ServerReport::default();
+        if link.kind == Kind::Data {
             for warning in link.report.warnings(&self.config) {
-                tracing::warn!(server = %link.server, "{}", warning.text);
+                if is_first || !known.contains(&warning) {
+                    tracing::warn!(server = %link.server, "{}", warning.text);
+                }
             }
         }
     }

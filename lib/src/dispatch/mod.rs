@@ -66,6 +66,8 @@ pub(crate) struct Dispatcher {
     lost: Vec<(Server, Identity)>,
     /// Since when some requests can go nowhere, and why.
     nowhere: Option<(Instant, Why)>,
+    /// Why requests are refused at the door.
+    closed: Option<Why>,
     /// Taken from the queue in one go; kept for its memory.
     taken: Vec<Request>,
     controls: Vec<Control>,
@@ -95,6 +97,7 @@ impl Dispatcher {
             links: BTreeMap::new(),
             lost: Vec::new(),
             nowhere: Some((now, Why::Connecting)),
+            closed: None,
             taken: Vec::new(),
             controls: Vec::new(),
             cancelled: HashSet::new(),
@@ -126,6 +129,9 @@ impl Dispatcher {
             }
             if self.flight.must_reroute {
                 self.flight.reroute();
+            }
+            if !self.flight.reports.is_empty() {
+                self.note_replicas();
             }
             self.adopt_tracks();
             busy |= self.write_all(task);
@@ -283,9 +289,13 @@ impl Dispatcher {
                 is_served = true;
             }
         }
-        match door {
-            Some(why) if !is_served => self.queue.fail(why),
-            _ => self.queue.open(),
+        let closed = door.filter(|_| !is_served);
+        if closed != self.closed {
+            match closed.clone() {
+                Some(why) => self.queue.fail(why),
+                None => self.queue.open(),
+            }
+            self.closed = closed;
         }
     }
 

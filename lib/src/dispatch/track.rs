@@ -52,6 +52,7 @@ pub(super) struct Track {
     pub(super) confirmation: Confirmation,
     pub(super) heartbeat_sent: Instant,
     pub(super) heartbeat_due: bool,
+    pub(super) heartbeats: u32,
     pub(super) loading_scripts: bool,
     pub(super) is_up: bool,
     /// The server's clock minus the reference clock, in microseconds.
@@ -92,6 +93,7 @@ impl Track {
             confirmation: Confirmation::default(),
             heartbeat_sent: now,
             heartbeat_due: false,
+            heartbeats: 0,
             loading_scripts: false,
             is_up: false,
             skew: 0,

@@ -16,6 +16,9 @@ use crate::request::Request;
 /// A connection that is lost must be closed at its server within that time.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 
+/// With every so manyth heartbeat the server is asked for its replicas.
+const REPLICAS_EVERY: u32 = 5;
+
 impl Flight {
     /// Answers what is past its deadline. What was sent stays until its replies are in.
     pub(super) fn expire(&mut self, now: Instant) {
@@ -235,7 +238,11 @@ impl Flight {
         {
             track.heartbeat_due = true;
             track.heartbeat_sent = now;
-            self.internal(id, Box::new(Heartbeat), Purpose::Heartbeat, deadline);
+            track.heartbeats = track.heartbeats.wrapping_add(1);
+            let asks_for_replicas =
+                track.kind == Kind::Data && track.heartbeats % REPLICAS_EVERY == 0;
+            let operation = Box::new(Heartbeat { asks_for_replicas });
+            self.internal(id, operation, Purpose::Heartbeat, deadline);
         }
     }
 

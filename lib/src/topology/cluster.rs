@@ -21,7 +21,7 @@ use crate::tls::Connector;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How many route shards a new cluster gets; `meta` holds the number from then on.
 const ROUTE_SHARDS: i64 = 16;
-/// Without a reason each node is asked in turn, so that one with an old view is overruled.
+/// Of many nodes so many are asked at most.
 const SEEDS: usize = 8;
 
 /// What is known of the nodes.
@@ -38,8 +38,24 @@ pub(super) struct Nodes {
     is_checked: bool,
 }
 
+/// What a node says.
+struct Answer {
+    /// Whether it is one of those that the cluster is made up of.
+    is_ok: bool,
+    map: SlotMap,
+    /// Masters and replicas.
+    known: Vec<Server>,
+}
+
+impl Answer {
+    fn rank(&self) -> (bool, u64) {
+        (self.is_ok, self.map.epoch)
+    }
+}
+
 impl Nodes {
-    /// The slots, as the first node says that answers and knows of everything that was known before.
+    /// The slots, as the first node says that is part of the cluster and knows of everything that was known
+    /// before; else as the one says that knows most.
     pub(super) async fn look(
         &mut self,
         config: &Redis,
@@ -53,23 +69,45 @@ impl Nodes {
                 ..Nodes::default()
             };
         }
-        let mut last = Why::Connecting;
+        let (mut last, mut best) = (Why::Connecting, None);
         for server in self.candidates(config) {
             match self.ask(config, &server).await {
-                Ok((map, known)) if map.epoch >= self.epoch => {
-                    self.epoch = map.epoch;
-                    self.known = known;
-                    if !self.is_checked {
-                        check_layout(config, self.tls.as_ref(), context, &map).await?;
-                        self.is_checked = true;
-                    }
-                    return Ok(Arc::new(map));
+                Ok(answer) if answer.is_ok && answer.map.epoch >= self.epoch => {
+                    return self.take(config, context, answer).await;
+                }
+                Ok(answer)
+                    if best
+                        .as_ref()
+                        .is_none_or(|best| answer.rank() > Answer::rank(best)) =>
+                {
+                    best = Some(answer);
                 }
                 Ok(_) => {}
                 Err(why) => last = why,
             }
         }
-        Err(last)
+        match best {
+            Some(answer) => self.take(config, context, answer).await,
+            None => Err(last),
+        }
+    }
+
+    async fn take(
+        &mut self,
+        config: &Redis,
+        context: &Context,
+        answer: Answer,
+    ) -> Result<Arc<SlotMap>, Why> {
+        if !self.is_checked {
+            check_layout(config, self.tls.as_ref(), context, &answer.map).await?;
+            self.is_checked = true;
+        }
+        // A node that is cut off counts elections that the others know nothing of.
+        if answer.is_ok {
+            self.epoch = answer.map.epoch;
+        }
+        self.known = answer.known;
+        Ok(Arc::new(answer.map))
     }
 
     /// Whom to ask, in order: those that are known, beginning with another one each time, then the seeds.
@@ -89,11 +127,7 @@ impl Nodes {
         all
     }
 
-    async fn ask(
-        &mut self,
-        config: &Redis,
-        server: &Server,
-    ) -> Result<(SlotMap, Vec<Server>), Why> {
+    async fn ask(&mut self, config: &Redis, server: &Server) -> Result<Answer, Why> {
         let mut dialogue = match self.open.take() {
             Some((open, dialogue)) if open == *server => dialogue,
             _ => connect(config, self.tls.as_ref(), server).await?,
@@ -121,10 +155,7 @@ async fn connect(
     opened.unwrap_or(Err(Why::ConnectTimeout))
 }
 
-async fn ask_for_slots(
-    dialogue: &mut Dialogue,
-    asked: &Server,
-) -> Result<(SlotMap, Vec<Server>), Why> {
+async fn ask_for_slots(dialogue: &mut Dialogue, asked: &Server) -> Result<Answer, Why> {
     let info = dialogue.call(&[b"CLUSTER", b"INFO"]).await?;
     ok(&info)?;
     let slots = dialogue.call(&[b"CLUSTER", b"SLOTS"]).await?;
@@ -133,7 +164,9 @@ async fn ask_for_slots(
         return Err(Why::Protocol("CLUSTER SLOTS".into()));
     };
     let mut map = SlotMap {
-        epoch: current_epoch(&info),
+        epoch: info_field(&info, "cluster_current_epoch")
+            .and_then(|it| it.parse().ok())
+            .unwrap_or(0),
         masters: Vec::new(),
         unserved: SLOTS,
     };
@@ -157,17 +190,21 @@ async fn ask_for_slots(
     if map.masters.is_empty() {
         return Err(Why::ClusterDown("no slot is served".into()));
     }
-    Ok((map, known))
+    Ok(Answer {
+        is_ok: info_field(&info, "cluster_state").as_deref() == Some("ok"),
+        map,
+        known,
+    })
 }
 
-fn current_epoch(info: &Frame) -> u64 {
+fn info_field(info: &Frame, name: &str) -> Option<String> {
     let Frame::Bulk(text) = info else {
-        return 0;
+        return None;
     };
     let text = String::from_utf8_lossy(text);
-    let mut lines = text.lines();
-    let epoch = lines.find_map(|line| line.strip_prefix("cluster_current_epoch:"));
-    epoch.and_then(|it| it.trim().parse().ok()).unwrap_or(0)
+    let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+    let field = fields.find(|(field, _)| *field == name);
+    field.map(|(_, value)| value.trim().to_owned())
 }
 
 /// The first and last slot, and the nodes that serve them, the master first.

@@ -40,7 +40,7 @@ impl Sentinels {
             };
         }
         let count = config.servers.len();
-        let mut worst = None;
+        let (mut worst, mut newest) = (None, None);
         for offset in 0..count {
             let number = (self.next + offset) % count;
             match self.ask(config, number).await {
@@ -49,12 +49,22 @@ impl Sentinels {
                     self.next = (number + 1) % count;
                     return Ok(server);
                 }
+                Ok((server, epoch)) if newest.as_ref().is_none_or(|(_, it)| *it < epoch) => {
+                    newest = Some((server, epoch));
+                }
                 Ok(_) => {}
                 Err(why) => worst = Some(graver(worst, why)),
             }
         }
         self.next = (self.next + 1) % count.max(1);
-        Err(worst.unwrap_or(Why::Connecting))
+        match (newest, worst) {
+            // All of them have forgotten: they were set up anew.
+            (Some((server, epoch)), None) => {
+                self.epoch = epoch;
+                Ok(server)
+            }
+            (_, worst) => Err(worst.unwrap_or(Why::Connecting)),
+        }
     }
 
     async fn ask(&mut self, config: &Redis, number: usize) -> Result<(Server, u64), Why> {

@@ -6,6 +6,8 @@
     reason = "each test binary has this module to itself and uses its part of it"
 )]
 
+pub mod cluster;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -47,6 +49,25 @@ impl RedisServer {
         let mut server = RedisServer { process, folder };
         server.wait_until_ready();
         server
+    }
+
+    /// Starts a cluster of one server that owns all slots.
+    pub fn start_cluster_node() -> Self {
+        let server = Self::start_with(&["--cluster-enabled", "yes"]);
+        let mut connection = server.connection();
+        let mut add = redis::cmd("CLUSTER");
+        add.arg("ADDSLOTS").arg((0..16_384).collect::<Vec<u16>>());
+        add.exec(&mut connection).expect("slots that nobody owns");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let mut info = redis::cmd("CLUSTER");
+            let info: String = info.arg("INFO").query(&mut connection).expect("an answer");
+            if info.contains("cluster_state:ok") {
+                return server;
+            }
+            assert!(Instant::now() < deadline, "{info}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The path of the unix socket.

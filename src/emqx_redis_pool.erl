@@ -35,8 +35,8 @@ stop() -> emqx_redis_server:stop().
 %% Does one command of any kind and answers as eredis does: strings and status replies are
 %% binaries, nil is `undefined'. An error reply is `{error, {redis, Code, Text}}'. A command that
 %% would change the connection's state or hold it up for others (SELECT, SUBSCRIBE, BLPOP, WATCH, ...) is
-%% `{error, {not_allowed, Name}}'. In a cluster the command goes to the master that owns its first key, and one
-%% without keys (SCAN, DBSIZE, ...) to any one master, which answers for itself. Options: `timeout'.
+%% `{error, {not_allowed, Name}}'. In a cluster the command goes to the master that owns its first key, and
+%% one without keys (SCAN, DBSIZE, ...) to any one master, which answers for itself. Options: `timeout'.
 -spec query(command()) -> {ok, value()} | error().
 query(Command) -> query(Command, #{}).
 
@@ -54,9 +54,9 @@ one(Command, Opts) ->
     {{query, emqx_redis_args:command(1, Command)}, Timeout}.
 
 %% Does several commands in one go and answers each: `{ok, [{ok, Value} | {error, Reason}]}'. They are not
-%% one atomic unit, unless they stand between MULTI and EXEC. In a cluster each goes where `query/1' would send
-%% it; those on keys of one hash slot are done in order, others side by side; a MULTI whose keys are in several
-%% slots is refused (CROSSSLOT). Options: `timeout'.
+%% one atomic unit, unless they stand between MULTI and EXEC. In a cluster each goes where `query/1' would
+%% send it; those on keys of one hash slot are done in order, others side by side; a MULTI whose keys are in
+%% several slots is refused (CROSSSLOT). Options: `timeout'.
 -spec pipeline([command()]) -> {ok, [{ok, value()} | error()]} | error().
 pipeline(Commands) -> pipeline(Commands, #{}).
 

@@ -58,7 +58,7 @@ impl Flight {
         }
         if !entry.holds {
             if self.holds.is_held(&entry) {
-                self.holds.park(entry);
+                self.line_up(entry);
                 return None;
             }
             if entry.request.is_abandoned() {
@@ -187,7 +187,7 @@ impl Flight {
         }
         if sent.again {
             self.context.metrics.add(Counter::Retried, 1);
-            self.next_step(id, sent.entry);
+            self.once_more(id, sent.entry);
         } else {
             self.decode(id, sent.entry, sent.replies);
         }
@@ -386,6 +386,17 @@ impl Flight {
         }
         self.holds.unplace(&mut entry);
         self.place(entry);
+    }
+
+    /// What was sent behind an operation that was not done is to be done again. That operation may still have
+    /// to wait for its own second time, and so has what comes behind it.
+    fn once_more(&mut self, id: TrackId, mut entry: Entry) {
+        if entry.request.is_answered() {
+            self.end(id, entry);
+            return;
+        }
+        entry.request.began = true;
+        self.line_up(entry);
     }
 
     /// The server does not know a script: all of them are loaded ahead of what is sent from here on.

@@ -126,10 +126,23 @@ impl Flight {
         let next = self
             .holds
             .let_go(&mut entry, |waiting| tracks.route(context, waiting));
-        for (entry, id) in next {
+        self.put_all(next);
+        entry.request
+    }
+
+    /// Has an operation wait for its turn among others on the same things, by its id.
+    pub(super) fn line_up(&mut self, entry: Entry) {
+        let (context, tracks) = (&self.context, &mut self.tracks);
+        let next = self
+            .holds
+            .line_up(entry, |waiting| tracks.route(context, waiting));
+        self.put_all(next);
+    }
+
+    fn put_all(&mut self, placed: Vec<(Entry, TrackId)>) {
+        for (entry, id) in placed {
             self.put(id, entry);
         }
-        entry.request
     }
 
     /// Leaves an operation of the engine's own, ahead of all others.
@@ -189,9 +202,16 @@ impl Flight {
         for entry in &mut waiting {
             self.holds.unplace(entry);
         }
+        let things: Vec<u64> = waiting.iter().flat_map(Entry::things).collect();
         for entry in waiting {
             self.place(entry);
         }
+        // What was parked because they were bound elsewhere.
+        let (context, tracks) = (&self.context, &mut self.tracks);
+        let next = self
+            .holds
+            .next_in_line(&things, |waiting| tracks.route(context, waiting));
+        self.put_all(next);
     }
 
     /// Takes in what servers' clocks say. One of them is the reference, of the others only the difference

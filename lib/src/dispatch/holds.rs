@@ -129,28 +129,57 @@ impl Holds {
         self.parked.insert(entry.id(), entry);
     }
 
-    /// An operation is over, or was never sent. Answers those whose turn comes with that, in order: of
-    /// each line up to the first that will hold it itself, so that a long line is not gone through
-    /// for each of its operations. They are placed on the track that `route` names.
+    /// An operation is over, or was never sent. Answers those whose turn comes with that, see
+    /// [`Holds::next_in_line`].
     pub(super) fn let_go(
         &mut self,
         entry: &mut Entry,
-        mut route: impl FnMut(&Entry) -> TrackId,
+        route: impl FnMut(&Entry) -> TrackId,
     ) -> Vec<(Entry, TrackId)> {
         self.unplace(entry);
         if self.lines.is_empty() {
             return Vec::new();
         }
+        self.release(entry);
+        self.next_in_line(&entry.things(), route)
+    }
+
+    /// Parks an operation, whatever it holds. That may have been what the first of those that wait for the
+    /// same things was waiting for, which may be itself: answers whose turn comes.
+    pub(super) fn line_up(
+        &mut self,
+        mut entry: Entry,
+        route: impl FnMut(&Entry) -> TrackId,
+    ) -> Vec<(Entry, TrackId)> {
         let things = entry.things();
+        self.release(&mut entry);
+        self.park(entry);
+        self.next_in_line(&things, route)
+    }
+
+    fn release(&mut self, entry: &mut Entry) {
         if std::mem::take(&mut entry.holds) {
-            for thing in &things {
+            for thing in entry.request.operation.affinity().each() {
                 if let Some(line) = self.lines.get_mut(thing) {
                     line.holders = line.holders.saturating_sub(1);
                 }
             }
         }
+    }
+
+    /// Those that wait for nothing any more, in order: of each line up to the first that will hold it itself, so
+    /// that a long line is not gone through for each of its operations. They are placed on the track that
+    /// `route` names.
+    pub(super) fn next_in_line(
+        &mut self,
+        things: &[u64],
+        mut route: impl FnMut(&Entry) -> TrackId,
+    ) -> Vec<(Entry, TrackId)> {
         let mut next = Vec::new();
-        for thing in &things {
+        if self.lines.is_empty() {
+            return next;
+        }
+        for thing in things {
             while let Some((entry, track)) = self.take_first(*thing, &mut route) {
                 let will_hold = entry.request.operation.is_stepwise();
                 next.push((entry, track));

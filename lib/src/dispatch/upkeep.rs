@@ -174,7 +174,10 @@ impl Flight {
                 self.must_reroute = true;
             }
             self.context.metrics.add(Counter::Retried, 1);
-            if let Some(track) = self.tracks.get(id) {
+            if sent.again {
+                // The one ahead of it, which was not done, may be elsewhere.
+                self.line_up(sent.entry);
+            } else if let Some(track) = self.tracks.get(id) {
                 track.insert(sent.entry);
             }
         }

@@ -1,6 +1,7 @@
 //! A cluster of three masters that share the slots in turns, and a driver of operations that knows no more
 //! of clusters than it must: so what an operation leaves to the engine shows.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -55,7 +56,7 @@ impl Cluster {
             let own: Vec<String> = own.map(|slot| slot.to_string()).collect();
             let words = ["CLUSTER", "ADDSLOTS"].into_iter();
             node.ask_words(words.chain(own.iter().map(String::as_str)));
-            node.ask(&format!("CLUSTER SET-CONFIG-EPOCH {}", number + 1));
+            node.expect_ok(&format!("CLUSTER SET-CONFIG-EPOCH {}", number + 1));
         }
         for node in &mut cluster.nodes {
             node.ask(&format!("CLUSTER MEET 127.0.0.1 {first}"));
@@ -98,6 +99,7 @@ impl Cluster {
             assert!(Instant::now() < deadline, "the cluster does not form");
             std::thread::sleep(Duration::from_millis(20));
         }
+        self.wait_until_agreed();
     }
 
     fn load_scripts(&mut self) {
@@ -149,15 +151,23 @@ impl Cluster {
         }
         self.steps += 1;
         let owner = slot.map_or(0, |slot| self.context.slots.owner(slot) % NODES);
-        let replies = self.nodes[usize::from(owner)].exchange(&bytes, count);
-        let is_moved = |reply: &Frame| reply.error().is_some_and(|it| it.starts_with(b"MOVED"));
-        if operation.takes_redirects() || !replies.iter().any(is_moved) {
-            return replies;
+        let mut replies = self.nodes[usize::from(owner)].exchange(&bytes, count);
+        let takes_redirects = operation.takes_redirects();
+        for _ in 0..100 {
+            let Some((slot_moved, port)) =
+                replies.iter().find_map(moved).filter(|_| !takes_redirects)
+            else {
+                break;
+            };
+            // Everything that is not dealt with by the operation itself is in the slot that it named. A slot that
+            // was migrated may be known to some sooner than to others.
+            assert_eq!(Some(slot_moved), slot, "{replies:?}");
+            let node = self.nodes.iter_mut().find(|node| node.port == port);
+            replies = node.expect("one of ours").exchange(&bytes, count);
+            if replies.iter().any(|reply| moved(reply).is_some()) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
-        // Everything that is not dealt with by the operation itself is in the slot that it named.
-        let slot = slot.expect("a slot");
-        let replies = self.nodes[usize::from(slot % NODES)].exchange(&bytes, count);
-        assert!(!replies.iter().any(is_moved), "{replies:?} for slot {slot}");
         replies
     }
 
@@ -227,6 +237,25 @@ impl Cluster {
             self.nodes[node].expect_ok(&format!("CLUSTER SETSLOT {slot} NODE {id}"));
         }
         self.context.slots.set(slot, to as u16);
+        self.wait_until_agreed();
+    }
+
+    /// A master that takes the next slot over too soon claims it with an epoch that another has, and they
+    /// dispute it: waits until all know of each other's.
+    fn wait_until_agreed(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let views = self.nodes.iter_mut().map(Node::epochs);
+            let views: BTreeSet<_> = views.collect();
+            if let [view] = &Vec::from_iter(views)[..] {
+                let epochs: BTreeSet<_> = view.iter().map(|(_, epoch)| epoch).collect();
+                if epochs.len() == view.len() {
+                    return;
+                }
+            }
+            assert!(Instant::now() < deadline, "the masters do not agree");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn id_of(&mut self, node: usize) -> String {
@@ -287,6 +316,20 @@ impl Node {
         }
     }
 
+    /// The masters' ids and config epochs, as this one knows them.
+    fn epochs(&mut self) -> BTreeSet<(String, String)> {
+        let Frame::Bulk(nodes) = self.ask("CLUSTER NODES") else {
+            panic!("CLUSTER NODES");
+        };
+        let nodes = String::from_utf8_lossy(&nodes).into_owned();
+        let fields = nodes
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>());
+        fields
+            .map(|it| (it[0].to_owned(), it[6].to_owned()))
+            .collect()
+    }
+
     fn expect_ok(&mut self, command: &str) {
         assert_eq!(self.ask(command), Frame::Simple("OK".into()), "{command}");
     }
@@ -330,6 +373,14 @@ impl Node {
         assert!(input.is_empty(), "more replies than commands");
         replies
     }
+}
+
+/// The slot and the port that a reply says it has moved to.
+fn moved(reply: &Frame) -> Option<(u16, u16)> {
+    let text = std::str::from_utf8(reply.error()?.strip_prefix(b"MOVED ")?).ok()?;
+    let (slot, address) = text.split_once(' ')?;
+    let (_, port) = address.rsplit_once(':')?;
+    Some((slot.parse().ok()?, port.parse().ok()?))
 }
 
 /// Lists a client's slot.

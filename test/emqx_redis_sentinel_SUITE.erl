@@ -154,8 +154,10 @@ sentinels_may_go_and_come(_Config) ->
     [ok = ?SET:kill(Set, Sentinel) || Sentinel <- Sentinels],
     ?HELPERS:wait_until(fun() -> has_warning(unwatched) end, ?TIMEOUT),
     ?assertMatch(#{connected := true, counters := #{disconnects := 0}}, emqx_redis_storage:status()),
-    %% Not for other settings either.
+    %% Not for other settings either, with which connections are made anew.
+    Connects = counter(connects),
     start(?SET:config(Set), #{request_timeout => <<"7s">>}),
+    ?HELPERS:wait_until(fun() -> counter(connects) >= Connects + 2 end, ?TIMEOUT),
     %% A connection that is lost comes back all the same.
     _ = ?SERVER:cli(?SET:master(Set), ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]),
     ?HELPERS:wait_until(fun() -> counter(disconnects) > 0 end, ?TIMEOUT),

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::metrics::Counter;
 use crate::queue::{Control, Queue};
 use crate::request::Request;
+use crate::server::Warning;
 use crate::sweeper;
 use crate::topology::Lookout;
 
@@ -81,6 +82,7 @@ pub struct Engine {
     config: Mutex<Config>,
     queue: Arc<Queue>,
     links: Arc<Mutex<Vec<LinkStatus>>>,
+    lookout: Lookout,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     started: Instant,
 }
@@ -100,11 +102,13 @@ impl Engine {
         let first_id = (STARTS.fetch_add(1, Relaxed) << 40) + 1;
         let queue = Arc::new(Queue::new(first_id));
         let links = Arc::new(Mutex::new(vec![LinkStatus::connecting()]));
+        let lookout = Lookout::new(&config, queue.clone());
         let engine = Arc::new(Engine {
             load: Arc::new(Load::new(&config)),
             config: Mutex::new(config.clone()),
             queue: queue.clone(),
             links: links.clone(),
+            lookout: lookout.clone(),
             thread: Mutex::new(None),
             started: Instant::now(),
             context: context.clone(),
@@ -118,7 +122,6 @@ impl Engine {
             .build()?;
         let shared = engine.clone();
         let main = async move {
-            let lookout = Lookout::new(&config, queue.clone());
             let mut helpers = JoinSet::new();
             helpers.spawn(background);
             helpers.spawn(sweeper::run(Arc::downgrade(&shared)));
@@ -222,6 +225,12 @@ impl Engine {
         if let Some(thread) = thread {
             let _ = thread.join();
         }
+    }
+
+    /// What an operator should know beside what the servers' reports tell.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let blind = self.lookout.blind();
+        blind.iter().map(Warning::unwatched).collect()
     }
 
     /// The configuration in force.

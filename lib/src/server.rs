@@ -1,6 +1,7 @@
 //! What a server says of itself, and what about it puts data at risk.
 
 use crate::config::{Config, Durability, Topology};
+use crate::error::Why;
 
 /// What matters here of the answer to `INFO`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub enum WarningKind {
     DurabilityUnsupported,
     /// Nobody checks who answers.
     Unverified,
+    /// No sentinel, or no node of the cluster, can be asked who serves what.
+    Unwatched,
 }
 
 impl WarningKind {
@@ -70,6 +73,19 @@ impl WarningKind {
             WarningKind::FewReplicas => "few_replicas",
             WarningKind::DurabilityUnsupported => "durability_unsupported",
             WarningKind::Unverified => "unverified",
+            WarningKind::Unwatched => "unwatched",
+        }
+    }
+}
+
+impl Warning {
+    /// Nobody can be asked who serves what.
+    pub(crate) fn unwatched(why: &Why) -> Self {
+        Warning {
+            kind: WarningKind::Unwatched,
+            text: format!(
+                "nobody can be asked who serves what ({why}): a fail-over would not be noticed"
+            ),
         }
     }
 }

@@ -1,6 +1,5 @@
 //! What `emqx_redis_storage:status/0` tells.
 
-use emqx_redis_core::config::Config;
 use emqx_redis_core::dispatch::{Kind, LinkStatus};
 use emqx_redis_core::engine::Engine;
 use emqx_redis_core::metrics::{Counter, OperationKind};
@@ -32,7 +31,8 @@ pub(crate) fn encode<'a>(env: Env<'a>, engine: &Engine) -> Term<'a> {
     let (inflight, inflight_bytes) = engine.load().current();
     let warnings: Vec<Term<'a>> = data
         .iter()
-        .flat_map(|link| warnings(env, link, &config))
+        .flat_map(|link| warnings(env, &link.report.warnings(&config), Some(link)))
+        .chain(warnings(env, &engine.warnings(), None))
         .collect();
     let servers: Vec<Term<'a>> = config
         .redis
@@ -93,12 +93,18 @@ fn address<'a>(env: Env<'a>, link: &LinkStatus) -> Term<'a> {
     optional(env, address.as_ref())
 }
 
-fn warnings<'a>(env: Env<'a>, link: &LinkStatus, config: &Config) -> Vec<Term<'a>> {
-    let warnings = link.report.warnings(config);
+/// With the address of the server that they are about, if it is one.
+fn warnings<'a>(env: Env<'a>, warnings: &[Warning], link: Option<&LinkStatus>) -> Vec<Term<'a>> {
+    let server = optional(
+        env,
+        link.and_then(|it| it.server.as_ref())
+            .map(ToString::to_string)
+            .as_ref(),
+    );
     let term = |warning: &Warning| {
         let kind = topology(env, warning.kind.as_str());
         let map = put(env, Term::map_new(env), "kind", kind);
-        let map = put(env, map, "server", address(env, link));
+        let map = put(env, map, "server", server);
         put(env, map, "text", text(env, &warning.text))
     };
     warnings.iter().map(term).collect()

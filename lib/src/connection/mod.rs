@@ -63,6 +63,7 @@ pub(crate) async fn open(
         let mut setup = Dialogue::connect(server, tls).await?;
         prepare(&mut setup, config).await?;
         let (report, run) = inspect_server(&mut setup).await?;
+        // Users may be denied INFO, which tells the role too.
         if config.topology == Topology::Sentinel && report.role.as_deref() != Some("master") {
             check_role(&mut setup).await?;
         }
@@ -102,8 +103,8 @@ async fn prepare(setup: &mut Dialogue, config: &config::Redis) -> Result<(), Why
     Ok(())
 }
 
-/// Users may be denied INFO, which tells a server's role too.
-async fn check_role(setup: &mut Dialogue) -> Result<(), Why> {
+/// Whether the server says that it is a master.
+pub(crate) async fn check_role(setup: &mut Dialogue) -> Result<(), Why> {
     match setup.call(&[b"ROLE"]).await? {
         Frame::Array(parts)
             if parts.first() == Some(&Frame::Bulk(Bytes::from_static(b"master"))) =>

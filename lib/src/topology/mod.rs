@@ -4,12 +4,12 @@ mod cluster;
 mod sentinel;
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{watch, Notify};
 
-use crate::config::{Config, Server, Topology};
+use crate::config::{Config, Redis, Server, Topology};
 use crate::context::Context;
 use crate::error::Why;
 use crate::queue::{Control, Queue};
@@ -46,6 +46,8 @@ pub(crate) struct Lookout {
     queue: Arc<Queue>,
     config: watch::Sender<Arc<Config>>,
     hurry: Arc<Notify>,
+    /// Why nobody could be asked the last time, though it is known who serves what.
+    blind: Arc<Mutex<Option<Why>>>,
 }
 
 impl Lookout {
@@ -54,7 +56,19 @@ impl Lookout {
             queue,
             config: watch::Sender::new(Arc::new(config.clone())),
             hurry: Arc::new(Notify::new()),
+            blind: Arc::default(),
         }
+    }
+
+    /// Why a fail-over would not be noticed now, if it would not.
+    pub(crate) fn blind(&self) -> Option<Why> {
+        self.blind_mut().clone()
+    }
+
+    fn blind_mut(&self) -> MutexGuard<'_, Option<Why>> {
+        self.blind
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 
     /// There is a reason to look.
@@ -75,7 +89,7 @@ impl Lookout {
         let mut looked_with = self.config.borrow().clone();
         loop {
             let config = self.config.borrow().clone();
-            if config.redis != looked_with.redis {
+            if looks_elsewhere(&config.redis, &looked_with.redis) {
                 view = View::Unknown(Why::Connecting);
             }
             looked_with = config.clone();
@@ -103,9 +117,19 @@ impl Lookout {
 
     /// Tells what is new. What was known stays known when nobody can be asked.
     fn tell(&self, view: &mut View, found: Result<View, Why>) {
+        let is_known = !matches!(view, View::Unknown(_));
+        let trouble = found.as_ref().err().filter(|_| is_known).cloned();
+        let before = std::mem::replace(&mut *self.blind_mut(), trouble.clone());
+        match (before, &trouble) {
+            (None, Some(why)) => {
+                tracing::warn!(why = %why, "nobody can be asked who serves what: a fail-over would not be noticed")
+            }
+            (Some(_), None) => tracing::info!("it can be asked again who serves what"),
+            _ => {}
+        }
         let found = match found {
             Ok(found) => found,
-            Err(_) if !matches!(view, View::Unknown(_)) => return,
+            Err(_) if is_known => return,
             Err(why) => View::Unknown(why),
         };
         if *view != found {
@@ -114,6 +138,18 @@ impl Lookout {
             self.queue.control(Control::View(found));
         }
     }
+}
+
+/// Whether what was known with other settings says nothing any more.
+fn looks_elsewhere(redis: &Redis, before: &Redis) -> bool {
+    let place = |redis: &Redis| {
+        (
+            redis.topology,
+            redis.servers.clone(),
+            redis.sentinel.clone(),
+        )
+    };
+    place(redis) != place(before)
 }
 
 #[derive(Default)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::config::{Redis, Server};
-use crate::connection::{ok, Dialogue};
+use crate::connection::{check_role, ok, Dialogue};
 use crate::error::Why;
 use crate::resp::Frame;
 use crate::tls::Connector;
@@ -21,6 +21,10 @@ pub(super) struct Sentinels {
     /// The settings that the connection was made with.
     made_with: Option<Redis>,
     tls: Option<Connector>,
+    /// TLS to the servers that the sentinels name.
+    server_tls: Option<Connector>,
+    /// The master that was named last and believed.
+    known: Option<Server>,
     /// Which one is asked next.
     next: usize,
     /// The highest epoch that a sentinel has named with a master. One that names a lower one was cut off
@@ -33,38 +37,60 @@ impl Sentinels {
     /// one which was cut off from the others is soon overruled.
     pub(super) async fn look(&mut self, config: &Redis) -> Result<Server, Why> {
         if self.made_with.as_ref() != Some(config) {
-            *self = Sentinels {
-                made_with: Some(config.clone()),
-                tls: Connector::new(&config.sentinel_ssl, "redis.sentinel_ssl"),
-                ..Sentinels::default()
-            };
+            self.renew(config);
         }
         let count = config.servers.len();
-        let (mut worst, mut newest) = (None, None);
+        let (mut reasons, mut newest) = (Vec::new(), None);
         for offset in 0..count {
             let number = (self.next + offset) % count;
             match self.ask(config, number).await {
                 Ok((server, epoch)) if epoch >= self.epoch => {
+                    // A master that is known is left only for a server that says itself that it is one:
+                    // some sentinel may not have heard yet that it no longer is.
+                    if self.known.as_ref().is_some_and(|known| *known != server) {
+                        if let Err(why) = check(config, self.server_tls.as_ref(), &server).await {
+                            reasons.push((number, why));
+                            continue;
+                        }
+                    }
                     self.epoch = epoch;
                     self.next = (number + 1) % count;
+                    self.known = Some(server.clone());
                     return Ok(server);
                 }
                 Ok((server, epoch)) if newest.as_ref().is_none_or(|(_, it)| *it < epoch) => {
                     newest = Some((server, epoch));
                 }
                 Ok(_) => {}
-                Err(why) => worst = Some(graver(worst, why)),
+                Err(why) => reasons.push((number, why)),
             }
         }
         self.next = (self.next + 1) % count.max(1);
-        match (newest, worst) {
+        match newest {
             // All of them have forgotten: they were set up anew.
-            (Some((server, epoch)), None) => {
+            Some((server, epoch)) if reasons.is_empty() => {
                 self.epoch = epoch;
+                self.known = Some(server.clone());
                 Ok(server)
             }
-            (_, worst) => Err(worst.unwrap_or(Why::Connecting)),
+            _ => Err(gravest(reasons).unwrap_or(Why::Connecting)),
         }
+    }
+
+    /// Takes other settings over. What the same sentinels have said is still true.
+    fn renew(&mut self, config: &Redis) {
+        let are_same = self.made_with.as_ref().is_some_and(|before| {
+            before.servers == config.servers && before.sentinel == config.sentinel
+        });
+        let before = std::mem::take(self);
+        *self = Sentinels {
+            made_with: Some(config.clone()),
+            tls: Connector::new(&config.sentinel_ssl, "redis.sentinel_ssl"),
+            server_tls: Connector::new(&config.ssl, "redis.ssl"),
+            known: before.known.filter(|_| are_same),
+            epoch: if are_same { before.epoch } else { 0 },
+            ..Sentinels::default()
+        };
     }
 
     async fn ask(&mut self, config: &Redis, number: usize) -> Result<(Server, u64), Why> {
@@ -78,6 +104,23 @@ impl Sentinels {
         let found = found.map_err(|why| at(&config.servers[number], why))?;
         self.open = Some((number, dialogue));
         Ok(found)
+    }
+}
+
+/// Whether a server is a master.
+async fn check(config: &Redis, tls: Option<&Connector>, server: &Server) -> Result<(), Why> {
+    let checking = async {
+        let mut dialogue = Dialogue::connect(server, tls).await?;
+        let (user, password) = (&config.username, &config.password);
+        dialogue.log_in(user.as_deref(), password.as_ref()).await?;
+        check_role(&mut dialogue).await
+    };
+    let limit = config.connect_timeout.min(PATIENCE);
+    let checked = timeout(limit, checking).await;
+    match checked.unwrap_or(Err(Why::ConnectTimeout)) {
+        // Whoever may not ask finds out by trying.
+        Err(Why::NoPermission(_)) => Ok(()),
+        checked => checked,
     }
 }
 
@@ -146,11 +189,27 @@ fn at(server: &Server, why: Why) -> Why {
     }
 }
 
-/// Of several reasons the one that an operator must do something about.
-fn graver(known: Option<Why>, other: Why) -> Why {
+/// Of several reasons the one that an operator must do something about; of several such ones always the same.
+fn gravest(reasons: Vec<(usize, Why)>) -> Option<Why> {
     let passes = |why: &Why| matches!(why, Why::Refused | Why::ConnectTimeout | Why::Closed);
-    match known {
-        Some(known) if !passes(&known) => known,
-        _ => other,
+    let order = |(number, why): &(usize, Why)| (passes(why), *number);
+    reasons.into_iter().min_by_key(order).map(|(_, why)| why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gravest_reason_is_told_whoever_was_asked_first() {
+        let wrong = |n: u8| Why::WrongPassword(format!("sentinel {n}"));
+        let reasons = [(0, Why::Refused), (1, wrong(1)), (2, wrong(2))];
+        for first in 0..3 {
+            let mut rotated = reasons.to_vec();
+            rotated.rotate_left(first);
+            assert_eq!(gravest(rotated), Some(wrong(1)));
+        }
+        assert_eq!(gravest(vec![(3, Why::Closed)]), Some(Why::Closed));
+        assert_eq!(gravest(Vec::new()), None);
     }
 }

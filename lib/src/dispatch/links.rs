@@ -130,11 +130,13 @@ impl Dispatcher {
             let track = self.flight.tracks.peek(id);
             track.is_some_and(|track| !track.pending.is_empty())
         };
-        let is_wanted = match link.kind {
-            Kind::Data => self.flight.tracks.leads_to_master(id),
-            Kind::Query => !is_cluster,
-            Kind::Durable(_) => false,
-        };
+        // Where requests fail at once none would ever wait for the connection.
+        let is_wanted = link.is_failing
+            || match link.kind {
+                Kind::Data => self.flight.tracks.leads_to_master(id),
+                Kind::Query => !is_cluster,
+                Kind::Durable(_) => false,
+            };
         if !is_wanted && !has_pending(id) || !self.has_room(&link.server.clone()) {
             return false;
         }

@@ -1,8 +1,9 @@
 %% `make fault': many processes write without a pause while servers are killed, frozen, cut off, replaced and
 %% moved. What was answered `ok' must be there in the end.
 %%
-%% Environment: TOPOLOGY (single, sentinel, cluster; all by default), SECONDS of each, SEED, WRITERS, DURABILITY
-%% (none, replicas:N, aof:L:R; by default what loses nothing), FAULTS (comma-separated, else all), SABOTAGE.
+%% Environment: TOPOLOGY (single, sentinel, cluster; all by default), SECONDS of each, SEED, WRITERS,
+%% DURABILITY (none, replicas:N, aof:L:R; by default what loses nothing), FAULTS (comma-separated, else all),
+%% SABOTAGE.
 -module(emqx_redis_fault).
 
 -export([start/0]).

@@ -38,8 +38,9 @@ call(Context, What, Options, Fun) ->
 burst(Context, Options, Calls) ->
     Begin = now_ms(),
     Ids = [{What, Submit()} || {What, Submit} <- Calls],
+    Patience = maps:get(timeout, Options, ?DEFAULT_TIMEOUT) + ?MARGIN,
     [
-        case emqx_redis_storage:receive_response(Id, maps:get(timeout, Options, ?DEFAULT_TIMEOUT) + ?MARGIN) of
+        case emqx_redis_storage:receive_response(Id, Patience) of
             {reply, Answer} -> judged(Context, What, Options, Begin, Answer);
             timeout -> violation({no_answer, What})
         end
@@ -88,7 +89,8 @@ is_answer(_, {error, {undecodable, _}}) -> false;
 is_answer(_, {error, {not_allowed, _}}) -> false;
 is_answer(_, {error, {unsupported, _}}) -> false;
 is_answer(_, {error, {invalid_topic, _}}) -> false;
-is_answer(_, {error, {unavailable, {Why, _}}}) -> lists:member(Why, [cluster_down, unknown_master, server, io]);
+is_answer(_, {error, {unavailable, {Why, _Text}}}) ->
+    lists:member(Why, [cluster_down, unknown_master, server, io]);
 is_answer(_, {error, Reason}) -> not lists:member(Reason, [stopped, cancelled, queue_full]);
 is_answer(_, _) -> true.
 

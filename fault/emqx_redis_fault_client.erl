@@ -1,17 +1,17 @@
 %% One client of a writer: its session and its messages, what was done to them, and what may hold of them.
 %%
-%% Nobody else writes to the client, and all calls are submitted one after another, so that what may hold
-%% is exact: after an `ok' the state is that of the operation; an answer that says "perhaps" adds that state to
-%% those that may hold; any other error changes nothing.
+%% Nobody else writes to the client, and all calls are submitted one after another, so that what may hold is
+%% exact: after an `ok' the state is that of the operation; an answer that says "perhaps" adds that state
+%% to those that may hold; any other error changes nothing.
 -module(emqx_redis_fault_client).
 
 -export([new/3, step/2, verify/2]).
--export([id/1, history/1, session/2, message/2, message_id/1, certain/1, forget_message/2, advance/2, save_again/1]).
+-export([id/1, history/1, certain/1, forget_message/2, advance/2, save_again/1]).
 
 -export_type([client/0]).
 
--type version() :: non_neg_integer().
--type sequence() :: pos_integer().
+-type version() :: emqx_redis_fault_terms:version().
+-type sequence() :: emqx_redis_fault_terms:sequence().
 -opaque client() :: #{
     id := binary(),
     %% Whether saves, deletions and acknowledgements name an epoch; publishers never do.
@@ -31,12 +31,11 @@
 }.
 -type context() :: emqx_redis_fault_call:context().
 
+-define(TERMS, emqx_redis_fault_terms).
 -define(HISTORY, 40).
 -define(MOST_MESSAGES, 40).
 -define(BURST, 8).
 -define(ATTEMPTS, 4).
-%% Of messages: long ago, so that they are no time of storing.
--define(FIRST_TIMESTAMP, 1700000000000).
 
 -spec new(binary(), Fenced :: boolean(), Timestamps :: boolean()) -> client().
 new(Id, Fenced, Timestamps) ->
@@ -79,7 +78,8 @@ step(Context, Client) ->
         _ -> delete_messages(Context, Client)
     end.
 
-%% When all is healthy and nobody writes: reads it, and says whether there is a session, and how many messages.
+%% When all is healthy and nobody writes: reads it, and says whether there is a session, and how many
+%% messages.
 -spec verify(context(), client()) -> {has_session | no_session, non_neg_integer(), client()}.
 verify(Context, Client) ->
     {Version, Loaded} = load_version(Context, Client),
@@ -91,34 +91,6 @@ verify(Context, Client) ->
         end,
     {Number, Read} = get_pages(Context, Loaded, 0, []),
     {Session, Number, Read}.
-
-%% What version Version of the client's session is, to the last byte.
--spec session(client(), version()) -> map().
-session(#{id := Id}, Version) ->
-    #{
-        client => Id,
-        version => Version,
-        subscriptions => #{<<"a/+/#">> => #{qos => Version rem 3}, {tuple, 1.5} => [Id]},
-        padding => binary:copy(<<(Version rem 251)>>, Version * 37 rem 400)
-    }.
-
--spec message(client(), sequence()) -> map().
-message(#{id := Id, timestamps := Timestamps}, Sequence) ->
-    Message = #{
-        id => message_id(Sequence),
-        topic => <<"to/", Id/binary>>,
-        qos => 1 + Sequence rem 2,
-        payload => binary:copy(<<(Sequence rem 251)>>, Sequence * 53 rem 600)
-    },
-    case Timestamps of
-        true -> Message#{timestamp => ?FIRST_TIMESTAMP + Sequence div 3};
-        false -> Message
-    end.
-
-%% Raw bytes, as EMQX has them; their order is not that of the numbers, so that it is of no help.
--spec message_id(sequence()) -> binary().
-message_id(Sequence) ->
-    <<(erlang:phash2(Sequence)):32, ":", Sequence:64>>.
 
 %% For sabotage: the messages that must be there, in order, and whether a session must.
 -spec certain(client()) -> {boolean(), [sequence()]}.
@@ -138,7 +110,7 @@ advance(Client, Version) ->
 %% For sabotage: saves another version.
 -spec save_again(client()) -> client().
 save_again(Client = #{id := Id, last_version := Last}) ->
-    ok = emqx_redis_session:save_session(Id, session(Client, Last + 1), fence(Client, #{})),
+    ok = emqx_redis_session:save_session(Id, ?TERMS:session(Id, Last + 1), fence(Client, #{})),
     advance(Client, Last + 1).
 
 %% Internal: sessions
@@ -163,10 +135,10 @@ claimed(Context = #{strict := Strict}, Client = #{lowest_epoch := Lowest}, Epoch
 save(Context, Client = #{id := Id, last_version := Last}) ->
     Version = Last + 1,
     Options = fence(Client, options(Context)),
-    Session = session(Client, Version),
-    Called = emqx_redis_fault_call:call(
-        Context, {save, Id, Version}, Options, fun() -> emqx_redis_session:save_session(Id, Session, Options) end
-    ),
+    Session = ?TERMS:session(Id, Version),
+    Called = emqx_redis_fault_call:call(Context, {save, Id, Version}, Options, fun() ->
+        emqx_redis_session:save_session(Id, Session, Options)
+    end),
     changed(Context, Called, Version, Client#{last_version := Version}).
 
 save_burst(Context, Client = #{id := Id, last_version := Last}) ->
@@ -174,7 +146,7 @@ save_burst(Context, Client = #{id := Id, last_version := Last}) ->
     Versions = lists:seq(Last + 1, Last + ?BURST),
     Answers = emqx_redis_fault_call:burst(Context, Options, [
         {{save, Id, Version}, fun() ->
-            emqx_redis_session:save_session_async(Id, session(Client, Version), Options)
+            emqx_redis_session:save_session_async(Id, ?TERMS:session(Id, Version), Options)
         end}
      || Version <- Versions
     ]),
@@ -236,8 +208,8 @@ brief(_Client, Entry) -> Entry.
 
 version_of(_Client, undefined) ->
     0;
-version_of(Client, #{version := Version} = Session) ->
-    Session =:= session(Client, Version) orelse violation({session_differs, Session}, Client),
+version_of(Client = #{id := Id}, #{version := Version} = Session) ->
+    Session =:= ?TERMS:session(Id, Version) orelse violation({session_differs, Session}, Client),
     Version;
 version_of(Client, Session) ->
     violation({session_differs, Session}, Client).
@@ -262,9 +234,9 @@ see_version(#{strict := Strict, tally := Tally}, Client, Version) ->
 store(Context, Client = #{last_sequence := Last}) ->
     store(Context, Client#{last_sequence := Last + 1}, Last + 1, ?ATTEMPTS).
 
-store(Context, Client = #{id := Id}, Sequence, Attempts) ->
+store(Context, Client = #{id := Id, timestamps := Timestamps}, Sequence, Attempts) ->
     Options = options(Context),
-    Message = message(Client, Sequence),
+    Message = ?TERMS:message(Id, Timestamps, Sequence),
     Called = emqx_redis_fault_call:call(Context, {store, Id, Sequence}, Options, fun() ->
         emqx_redis_message:store_message(Id, Message, Options)
     end),
@@ -275,12 +247,12 @@ store(Context, Client = #{id := Id}, Sequence, Attempts) ->
         _ -> Stored
     end.
 
-store_burst(Context, Client = #{id := Id, last_sequence := Last}) ->
+store_burst(Context, Client = #{id := Id, timestamps := Timestamps, last_sequence := Last}) ->
     Options = options(Context),
     Sequences = lists:seq(Last + 1, Last + ?BURST),
     Answers = emqx_redis_fault_call:burst(Context, Options, [
         {{store, Id, Sequence}, fun() ->
-            emqx_redis_message:store_message_async(Id, message(Client, Sequence), Options)
+            emqx_redis_message:store_message_async(Id, ?TERMS:message(Id, Timestamps, Sequence), Options)
         end}
      || Sequence <- Sequences
     ]),
@@ -304,7 +276,7 @@ ack(_Context, Client = #{messages := Messages}) when map_size(Messages) =:= 0 ->
 ack(Context, Client = #{id := Id, messages := Messages}) ->
     Oldest = lists:sublist(lists:sort(maps:keys(Messages)), 1 + map_size(Messages) div 2),
     Options = fence(Client, options(Context)),
-    Ids = [message_id(Sequence) || Sequence <- Oldest],
+    Ids = [?TERMS:message_id(Sequence) || Sequence <- Oldest],
     Called = emqx_redis_fault_call:call(Context, {ack, Id, numbers(Oldest)}, Options, fun() ->
         emqx_redis_message:ack_messages(Id, Ids, Options)
     end),
@@ -333,7 +305,8 @@ get(Context, Client = #{id := Id}) ->
     case {Class, Answer} of
         {done, {ok, Found}} ->
             Sequences = [sequence_of(Client, Message) || Message <- Found],
-            see_messages(Context, tell({At, Took, What, {ok, numbers(Sequences)}}, Client), Sequences, passing);
+            Told = tell({At, Took, What, {ok, numbers(Sequences)}}, Client),
+            see_messages(Context, Told, Sequences, passing);
         _ ->
             tell({At, Took, What, Answer}, Client)
     end.
@@ -353,7 +326,8 @@ get_pages(Context, Client = #{id := Id}, Offset, Pages) ->
     end.
 
 sequence_of(Client, #{id := <<_:32, ":", Sequence:64>>} = Message) ->
-    Message =:= message(Client, Sequence) orelse violation({message_differs, Message}, Client),
+    #{id := Id, timestamps := Timestamps} = Client,
+    Message =:= ?TERMS:message(Id, Timestamps, Sequence) orelse violation({message_differs, Message}, Client),
     Sequence;
 sequence_of(Client, Message) ->
     violation({message_differs, Message}, Client).

@@ -1,5 +1,5 @@
-%% Does one fault, and ends it. Whatever is done is undone when this returns, but the topology may not be healthy
-%% again.
+%% Does one fault, and ends it. Whatever is done is undone when this returns, but the topology may not be
+%% healthy again.
 -module(emqx_redis_fault_inject).
 
 -export([inject/2]).

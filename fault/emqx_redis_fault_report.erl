@@ -11,7 +11,8 @@
 -define(KINDS, [ok, unknown, timeout, not_durable, refused]).
 
 -spec head(map()) -> ok.
-head(#{kind := Kind, seed := Seed, level := Level, writers := Writers, seconds := Seconds, faults := Faults}) ->
+head(Options = #{kind := Kind, seed := Seed, level := Level, faults := Faults}) ->
+    #{writers := Writers, seconds := Seconds} = Options,
     io:format(
         "~n~s  seed ~b, durability ~0p, ~b writers, ~b s~n  ~ts~n  faults by this seed: ~ts~n",
         [Kind, Seed, Level, Writers, Seconds, promise(Kind, Level), lists:join(", ", Faults)]
@@ -80,8 +81,8 @@ number(Number) -> [number(Number div 1000), io_lib:format(",~3..0b", [Number rem
 promise(single, none) ->
     "one server, appendfsync always: what was answered ok survives kill -9";
 promise(sentinel, {replicas, N}) when N >= 2 ->
-    "a master, 2 replicas, 3 sentinels: what was answered ok is on both replicas, and survives one fail-over\n"
-    "  at a time; while a replica is away, the answer is not_durable";
+    "a master, 2 replicas, 3 sentinels: what was answered ok is on both replicas, and survives one\n"
+    "  fail-over at a time; while a replica is away, the answer is not_durable";
 promise(cluster, {replicas, N}) when N >= 1 ->
     "3 masters with a replica each: what was answered ok is on the replica, and survives one fail-over at\n"
     "  a time; while a replica is away, the answer is not_durable";
@@ -90,8 +91,8 @@ promise(_Kind, _Level) ->
 
 row(Name, Answers, Seconds) ->
     Counts = [maps:get(Kind, Answers, 0) || Kind <- ?KINDS],
-    PerSecond = round(hd(Counts) / max(Seconds, 0.001)),
-    io:format("  ~-18s~s~n", [Name, [io_lib:format("~13s", [number(Number)]) || Number <- Counts ++ [PerSecond]]]).
+    Columns = Counts ++ [round(hd(Counts) / max(Seconds, 0.001))],
+    io:format("  ~-18s~s~n", [Name, [io_lib:format("~13s", [number(Number)]) || Number <- Columns]]).
 
 add(Answers, Sum) ->
     maps:fold(fun(Kind, N, Map) -> maps:update_with(Kind, fun(M) -> M + N end, N, Map) end, Sum, Answers).
@@ -101,7 +102,8 @@ violation(#{item := Item, what := What, history := History}) ->
     io:format("~n  VIOLATION at ~0p: ~0tP~n", [Item, What, ?DEPTH]),
     lists:foreach(
         fun({At, Took, Call, Answer}) ->
-            io:format("    ~10s +~6b ms  ~0tP -> ~0tP~n", [seconds(At), Took, Call, ?DEPTH, Answer, ?DEPTH])
+            Arguments = [seconds(At), Took, Call, ?DEPTH, Answer, ?DEPTH],
+            io:format("    ~10s +~6b ms  ~0tP -> ~0tP~n", Arguments)
         end,
         lists:reverse(History)
     ).

@@ -108,7 +108,9 @@ finish(Writers) ->
 received() ->
     receive
         {violation, Violation} -> [Violation | received()];
-        Stray -> [#{item => <<"the run's mailbox">>, what => {stray_message, Stray}, history => []} | received()]
+        Stray ->
+            What = {stray_message, Stray},
+            [#{item => <<"the run's mailbox">>, what => What, history => []} | received()]
     after 0 ->
         []
     end.

@@ -1,5 +1,5 @@
-%% Damages, straight in Redis, what writers were told `ok' for, before the check, which must then fail: who would
-%% believe a verdict that cannot be anything but good?
+%% Damages, straight in Redis, what writers were told `ok' for, before the check, which must then fail: who
+%% would believe a verdict that cannot be anything but good?
 -module(emqx_redis_fault_sabotage).
 
 -export([kinds/0, do/3]).
@@ -12,7 +12,8 @@
 
 -spec kinds() -> [string()].
 kinds() ->
-    ["session", "old_session", "deleted_session", "message", "content", "order", "acknowledged", "route", "leak"].
+    ["session", "old_session", "deleted_session", "message", "content", "order", "acknowledged"] ++
+        ["route", "leak"].
 
 %% What the writers know is the answer, with what was done through the library beside.
 -spec do(string() | none, ?TOPOLOGY:topology(), [emqx_redis_fault_writer:items()]) ->
@@ -77,14 +78,14 @@ damage("content", Topology, Client, [Sequence | _]) ->
     {"changed a byte of a message of", Client};
 damage("order", Topology, Client, [First, Second | _]) ->
     Queue = queue_key(Topology, Client),
-    [Id1, Id2] = [?CLIENT:message_id(Sequence) || Sequence <- [First, Second]],
+    [Id1, Id2] = [emqx_redis_fault_terms:message_id(Sequence) || Sequence <- [First, Second]],
     [Low, High] = [command(Topology, Queue, ["ZSCORE", Queue, Id]) || Id <- [Id1, Id2]],
     2 = command(Topology, Queue, ["ZADD", Queue, "CH", High, Id1, Low, Id2]),
     {"exchanged two messages of", Client};
 damage("acknowledged", Topology, Client, [Sequence | _]) ->
     Key = message_key(Topology, Client, Sequence),
     Queue = queue_key(Topology, Client),
-    Id = ?CLIENT:message_id(Sequence),
+    Id = emqx_redis_fault_terms:message_id(Sequence),
     Value = command(Topology, Key, ["GET", Key]),
     Score = command(Topology, Queue, ["ZSCORE", Queue, Id]),
     ok = ack(Topology, Client, Sequence),
@@ -112,7 +113,7 @@ remove_session(Topology, Client) ->
 ack(Topology, Client, Sequence) ->
     Id = ?CLIENT:id(Client),
     Tag = ?KEYSPACE:tag(Topology, Id),
-    MessageId = ?CLIENT:message_id(Sequence),
+    MessageId = emqx_redis_fault_terms:message_id(Sequence),
     Key = message_key(Topology, Client, Sequence),
     1 = command(Topology, Key, ["DEL", Key]),
     1 = command(Topology, Key, ["ZREM", queue_key(Topology, Client), MessageId]),
@@ -131,7 +132,7 @@ queue_key(Topology, Client) ->
     iolist_to_binary(?KEYS:client_key(kind(Topology), queue, ?CLIENT:id(Client))).
 
 message_key(Topology, Client, Sequence) ->
-    Id = ?CLIENT:message_id(Sequence),
+    Id = emqx_redis_fault_terms:message_id(Sequence),
     iolist_to_binary(?KEYS:message_key(kind(Topology), ?CLIENT:id(Client), Id)).
 
 kind(Topology) ->

@@ -1,5 +1,5 @@
-%% Which faults happen in a run, in which order and with which numbers: all of it follows from the seed, so that
-%% a run can be repeated. How many of them happen is a matter of the time that there is.
+%% Which faults happen in a run, in which order and with which numbers: all of it follows from the seed, so
+%% that a run can be repeated. How many of them happen is a matter of the time that there is.
 -module(emqx_redis_fault_schedule).
 
 -export([new/3, next/1, preview/2, names/1]).

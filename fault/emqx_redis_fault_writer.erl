@@ -78,7 +78,7 @@ loop(Context, Run, Items) ->
         finish ->
             finished(Context, Run, Items);
         Stray ->
-            Run ! {violation, #{item => <<"a writer's mailbox">>, what => {stray_message, Stray}, history => []}},
+            Run ! {violation, stray(Stray)},
             loop(Context, Run, Items)
     after rand:uniform(?PAUSE) ->
         loop(Context, Run, step(Context, Run, Items))
@@ -88,11 +88,14 @@ loop(Context, Run, Items) ->
 finished(Context, Run, Items) ->
     receive
         Stray ->
-            Run ! {violation, #{item => <<"a writer's mailbox">>, what => {stray_message, Stray}, history => []}},
+            Run ! {violation, stray(Stray)},
             finished(Context, Run, Items)
     after 300 ->
         exit({finished, Items})
     end.
+
+stray(Message) ->
+    #{item => <<"a writer's mailbox">>, what => {stray_message, Message}, history => []}.
 
 step(Context, Run, Items = #{clients := Clients, routes := Routes}) ->
     case rand:uniform(5) of

@@ -215,7 +215,8 @@ a_connection_that_is_lost_before_it_is_confirmed(_Config) ->
 other_settings_while_a_level_is_unmet(_Config) ->
     {Master, [Replica]} = start_replicated(1),
     ok = ?SERVER:pause(Replica),
-    Ids = [emqx_redis_session:save_session_async(client(N), N, level({replicas, 1}, ?TIMEOUT)) || N <- [1, 2]],
+    Level = level({replicas, 1}, ?TIMEOUT),
+    Ids = [emqx_redis_session:save_session_async(client(N), N, Level) || N <- [1, 2]],
     ?HELPERS:wait_until(fun() -> emqx_redis_session:load_session(client(2)) =:= {ok, 2} end),
     Before = calls(Master, "wait"),
     ok = emqx_redis_storage:start(config(Master, #{}, #{request_timeout => <<"7s">>})),
@@ -223,7 +224,7 @@ other_settings_while_a_level_is_unmet(_Config) ->
     Waits = calls(Master, "wait") - Before,
     ct:pal("~b waits in a second", [Waits]),
     ?assert(Waits < 50, Waits),
-    Later = emqx_redis_session:save_session_async(client(1), later, level({replicas, 1}, ?TIMEOUT)),
+    Later = emqx_redis_session:save_session_async(client(1), later, Level),
     ok = ?SERVER:resume(Replica),
     ?assertEqual([ok, ok, ok], replies(Ids ++ [Later])),
     ?assertEqual({ok, later}, emqx_redis_session:load_session(client(1))).
@@ -278,7 +279,8 @@ keep_order(Levels, Count) ->
     ),
     {Ids, Expected} = lists:unzip(Calls),
     Results = replies(Ids),
-    Wrong = [Each || {_, Is, Should} = Each <- lists:zip3(lists:seq(1, Count), Results, Expected), Is =/= Should],
+    All = lists:zip3(lists:seq(1, Count), Results, Expected),
+    Wrong = [Each || {_, Is, Should} = Each <- All, Is =/= Should],
     ?assertEqual({0, []}, {length(Wrong), lists:sublist(Wrong, 5)}),
     [?assertEqual({ok, N}, emqx_redis_session:load_session(Client)) || {Client, N} <- maps:to_list(Last)].
 

@@ -145,7 +145,9 @@ impl Dispatcher {
         }
         let life = match link.asked {
             Some((number, since)) if number > self.looked => match &link.life {
-                Some(life) if since.elapsed() >= BLIND_AFTER => Some(life.clone()),
+                Some(life) if since.elapsed() >= BLIND_AFTER && self.lookout.blind().is_some() => {
+                    Some(life.clone())
+                }
                 _ => return false,
             },
             _ => None,

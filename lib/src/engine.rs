@@ -206,10 +206,8 @@ impl Engine {
         }
         self.context.configure(&config);
         self.load.configure(&config);
-        if current.redis != config.redis {
-            self.queue
-                .control(Control::Reconfigure(Box::new(config.clone())));
-        }
+        let changed = Box::new(config.clone());
+        self.queue.control(Control::Reconfigure(changed));
         *current = config;
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::topology::View;
 pub(crate) enum Control {
     /// Answer request `id` at once.
     Cancel(u64),
-    /// Connect anew with these settings when what was sent is answered.
+    /// Go by these settings. Where other connections come of them, what was sent is answered first.
     Reconfigure(Box<Config>),
     /// Who serves what now.
     View(View),

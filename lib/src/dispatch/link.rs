@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::track::Kind;
 use super::wire::Wire;
-use crate::config::{Durability, Server};
+use crate::config::{Config, Durability, Server};
 use crate::connection::{Identity, Opened};
 use crate::error::Why;
-use crate::server::ServerReport;
+use crate::server::{ServerReport, Warning};
 
 /// The first pause before connecting again; doubles up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
@@ -92,6 +92,8 @@ pub(super) struct Link {
     pub(super) is_failing: bool,
     pub(super) result: Result<(), Why>,
     pub(super) report: ServerReport,
+    /// What was logged of it and still holds.
+    warned: Vec<Warning>,
     since: Instant,
     pause: Duration,
 }
@@ -113,6 +115,7 @@ impl Link {
             is_failing: false,
             result: Err(Why::Connecting),
             report: ServerReport::default(),
+            warned: Vec::new(),
             since: now,
             pause: SHORTEST_PAUSE,
         }
@@ -169,6 +172,20 @@ impl Link {
     /// Until when its requests wait.
     pub(super) fn grace_end(&self, grace: Duration) -> Option<Instant> {
         self.down_since.map(|since| since + grace)
+    }
+
+    /// Logs the warnings that are new. Every server has a connection for data: that one speaks for it.
+    pub(super) fn warn(&mut self, config: &Config) {
+        if self.kind != Kind::Data {
+            return;
+        }
+        let warnings = self.report.warnings(config);
+        for warning in &warnings {
+            if !self.warned.contains(warning) {
+                tracing::warn!(server = %self.server, "{}", warning.text);
+            }
+        }
+        self.warned = warnings;
     }
 
     pub(super) fn status(&self) -> LinkStatus {

@@ -374,19 +374,19 @@ impl Dispatcher {
         }
     }
 
+    /// Logs what the settings newly make of what servers said.
+    pub(super) fn warn_all(&mut self) {
+        let said = |link: &&mut Link| link.report != ServerReport::default();
+        for link in self.links.values_mut().filter(said) {
+            link.warn(&self.config);
+        }
+    }
+
     /// Keeps what a server says, and logs the warnings that are new.
     fn warn(&mut self, id: TrackId, report: ServerReport) {
-        let Some(link) = self.links.get_mut(&id) else {
-            return;
-        };
-        let known = link.report.warnings(&self.config);
-        let is_first = std::mem::replace(&mut link.report, report) == ServerReport::default();
-        if link.kind == Kind::Data {
-            for warning in link.report.warnings(&self.config) {
-                if is_first || !known.contains(&warning) {
-                    tracing::warn!(server = %link.server, "{}", warning.text);
-                }
-            }
+        if let Some(link) = self.links.get_mut(&id) {
+            link.report = report;
+            link.warn(&self.config);
         }
     }
 

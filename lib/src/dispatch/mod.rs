@@ -179,6 +179,11 @@ impl Dispatcher {
     /// Applies settings. Connections that were made with others are made anew when what was sent on them
     /// is answered.
     fn apply(&mut self, config: Config) {
+        if self.version > 0 && self.config.redis == config.redis {
+            // What is expected of the servers may have changed.
+            self.config = Arc::new(config);
+            return self.warn_all();
+        }
         self.version += 1;
         self.flight.grace = config.redis.outage_grace;
         self.flight.tracks.shares_query = config.redis.pool_size == 1;

@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 REBAR3 ?= rebar3
 
 .DEFAULT_GOAL := build
-.PHONY: help build test ct check bench sizes demo shell setup fmt clean
+.PHONY: help build test ct check bench sizes demo fault shell setup fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ sizes: ## what a session, a message and a route take of Redis's memory
 demo: ## kill a node in mid-write and see that a fresh one has everything
 	@scripts/setup demo
 	@scripts/demo
+
+fault: ## write while Redis is killed, frozen, cut off, failed over; see that nothing is lost
+	@scripts/setup demo
+	@scripts/fault
 
 shell: ## an Erlang shell with the storage running on a throw-away Redis
 	@scripts/setup demo

@@ -308,7 +308,7 @@ submit(C) ->
         {store, ?MESSAGE:store_message_async(C, #{id => <<"3">>}, ?PATIENT)},
         {get_3, ?MESSAGE:get_messages_async(C, 0, 10)},
         {ack, ?MESSAGE:ack_message_async(C, <<"1">>, ?PATIENT)},
-        {limited, ?MESSAGE:store_message_async(C, #{id => <<"4">>}, ?PATIENT#{max_queue => 10})},
+        {limited, ?MESSAGE:store_message_async(C, #{id => <<"4">>}, maps:put(max_queue, 10, ?PATIENT))},
         {get_4, ?MESSAGE:get_messages_async(C, 0, 10)},
         {save_2, ?SESSION:save_session_async(C, v2, ?PATIENT)},
         {claim, ?SESSION:claim_session_async(C, ?PATIENT)},

@@ -134,10 +134,15 @@ init(Parent, Target) ->
     }).
 
 accept(Proxy, Listener) ->
-    {ok, Client} = gen_tcp:accept(Listener),
-    ok = gen_tcp:controlling_process(Client, Proxy),
-    Proxy ! {accepted, Client},
-    accept(Proxy, Listener).
+    case gen_tcp:accept(Listener) of
+        {ok, Client} ->
+            ok = gen_tcp:controlling_process(Client, Proxy),
+            Proxy ! {accepted, Client},
+            accept(Proxy, Listener);
+        %% The proxy ends.
+        {error, closed} ->
+            exit(shutdown)
+    end.
 
 loop(State = #{parent := Parent, acceptor := Acceptor, table := Table, connections := Connections}) ->
     true = ets:insert(Table, {open, map_size(Connections)}),

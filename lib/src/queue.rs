@@ -16,6 +16,8 @@ pub(crate) enum Control {
     Reconfigure(Box<Config>),
     /// Who serves what now.
     View(View),
+    /// What was asked for the so manyth time has been looked up since.
+    Looked(u64),
 }
 
 /// What happens to a request that is left.

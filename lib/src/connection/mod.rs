@@ -51,13 +51,15 @@ pub(crate) struct Identity {
 /// its data, is a master where it has to be, knows the scripts, and holds no newer layout.
 ///
 /// `lost` are connections that were lost before. The server may still have bytes of them to read, and so
-/// would do older writes after newer ones: they are closed there first.
+/// would do older writes after newer ones: they are closed there first. `life` is the `run_id` that the
+/// server must still have, where nobody could be asked whether it is the master.
 pub(crate) async fn open(
     config: &config::Redis,
     tls: Option<&Connector>,
     context: &Context,
     server: &Server,
     lost: &[Identity],
+    life: Option<&str>,
 ) -> Result<Opened, Why> {
     let opening = async {
         let mut setup = Dialogue::connect(server, tls).await?;
@@ -66,6 +68,9 @@ pub(crate) async fn open(
         // Users may be denied INFO, which tells the role too.
         if config.topology == Topology::Sentinel && report.role.as_deref() != Some("master") {
             check_role(&mut setup).await?;
+        }
+        if life.is_some_and(|life| run.as_deref() != Some(life)) {
+            return Err(Why::NotMaster);
         }
         let identity = identify(&mut setup, run).await?;
         let closed_lost = close_lost(&mut setup, lost, identity.as_ref()).await?;

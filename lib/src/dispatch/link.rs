@@ -79,6 +79,11 @@ pub(super) struct Link {
     pub(super) closing: Vec<Identity>,
     /// The version of the settings that it was opened with.
     pub(super) version: u64,
+    /// The server's `run_id` when it was last connected to.
+    pub(super) life: Option<String>,
+    /// Which answer of the lookout says whether the server is still the master, and since when it is
+    /// waited for.
+    pub(super) asked: Option<(u64, Instant)>,
     /// It sends nothing any more, and goes when everything sent is answered.
     pub(super) is_draining: bool,
     /// Since when it is wanted and not there.
@@ -101,6 +106,8 @@ impl Link {
             identity: None,
             closing: Vec::new(),
             version: 0,
+            life: None,
+            asked: None,
             is_draining: false,
             down_since: None,
             is_failing: false,

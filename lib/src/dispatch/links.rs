@@ -15,6 +15,9 @@ use crate::error::Why;
 use crate::metrics::Counter;
 use crate::server::ServerReport;
 
+/// Where no sentinel has answered for so long, a server that has lived on is taken for the master that it
+/// says it is.
+const BLIND_AFTER: Duration = Duration::from_millis(1500);
 /// A connection that is made on demand is closed when it was not used for so long.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
 
@@ -130,12 +133,24 @@ impl Dispatcher {
             let track = self.flight.tracks.peek(id);
             track.is_some_and(|track| !track.pending.is_empty())
         };
-        let is_wanted = match link.kind {
-            Kind::Data => self.flight.tracks.leads_to_master(id),
-            Kind::Query => !is_cluster,
-            Kind::Durable(_) => false,
+        // Where requests fail at once none would ever wait for the connection.
+        let is_wanted = link.is_failing
+            || match link.kind {
+                Kind::Data => self.flight.tracks.leads_to_master(id),
+                Kind::Query => !is_cluster,
+                Kind::Durable(_) => false,
+            };
+        if !is_wanted && !has_pending(id) {
+            return false;
+        }
+        let life = match link.asked {
+            Some((number, since)) if number > self.looked => match &link.life {
+                Some(life) if since.elapsed() >= BLIND_AFTER => Some(life.clone()),
+                _ => return false,
+            },
+            _ => None,
         };
-        if !is_wanted && !has_pending(id) || !self.has_room(&link.server.clone()) {
+        if !self.has_room(&link.server.clone()) {
             return false;
         }
         let (config, context) = (self.config.clone(), self.context.clone());
@@ -149,7 +164,15 @@ impl Dispatcher {
         link.closing.clone_from(&closing);
         link.version = version;
         let opening: Opening = Box::pin(async move {
-            connection::open(&config.redis, tls.as_ref(), &context, &server, &closing).await
+            connection::open(
+                &config.redis,
+                tls.as_ref(),
+                &context,
+                &server,
+                &closing,
+                life.as_deref(),
+            )
+            .await
         });
         link.set_opening(opening);
         true
@@ -180,6 +203,8 @@ impl Dispatcher {
         self.context.metrics.add(Counter::Connects, 1);
         let closed = std::mem::take(&mut link.closing);
         link.identity = opened.identity;
+        link.life = link.identity.as_ref().map(|it| it.run.clone());
+        link.asked = None;
         link.set_up(Wire::new(opened.stream, self.context.clone()));
         let server = link.server.clone();
         let run = link.identity.as_ref().map(|it| it.run.clone());
@@ -216,6 +241,11 @@ impl Dispatcher {
         };
         link.set_down(chance);
         let identity = link.identity.take();
+        if self.config.redis.topology == Topology::Sentinel {
+            // A server that comes back may have been deposed meanwhile, and not know it yet.
+            let since = link.asked.map_or_else(Instant::now, |(_, since)| since);
+            link.asked = Some((self.lookout.ask(), since));
+        }
         let (server, is_draining) = (link.server.clone(), link.is_draining);
         let is_news = link.result.as_ref().err() != Some(&why);
         if is_news {

@@ -66,6 +66,8 @@ pub(crate) struct Dispatcher {
     lost: Vec<(Server, Identity)>,
     /// Since when some requests can go nowhere, and why.
     nowhere: Option<(Instant, Why)>,
+    /// Up to which question the lookout has answered who the master is.
+    looked: u64,
     /// Why requests are refused at the door.
     closed: Option<Why>,
     /// Taken from the queue in one go; kept for its memory.
@@ -97,6 +99,7 @@ impl Dispatcher {
             links: BTreeMap::new(),
             lost: Vec::new(),
             nowhere: Some((now, Why::Connecting)),
+            looked: 0,
             closed: None,
             taken: Vec::new(),
             controls: Vec::new(),
@@ -163,6 +166,7 @@ impl Dispatcher {
                 Control::Cancel(id) => drop(self.cancelled.insert(id)),
                 Control::Reconfigure(config) => self.apply(*config),
                 Control::View(view) => self.adopt(view, false),
+                Control::Looked(number) => self.looked = number,
             }
         }
         if !self.cancelled.is_empty() {
@@ -239,8 +243,11 @@ impl Dispatcher {
         let grace = self.config.redis.outage_grace;
         let mut wanted = self.flight.next_deadline().min(now + HEARTBEAT);
         for link in self.links.values() {
+            // What could not be opened when its time came waits for something else.
             if let State::Pausing(until) = link.state {
-                wanted = wanted.min(until);
+                if until > now {
+                    wanted = wanted.min(until);
+                }
             }
             if let (Some(end), false) = (link.grace_end(grace), link.is_failing) {
                 wanted = wanted.min(end);

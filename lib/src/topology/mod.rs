@@ -4,6 +4,7 @@ mod cluster;
 mod sentinel;
 
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,8 @@ pub(crate) struct Lookout {
     queue: Arc<Queue>,
     config: watch::Sender<Arc<Config>>,
     hurry: Arc<Notify>,
+    /// How often it was asked to look by one who waits for the answer.
+    asked: Arc<AtomicU64>,
     /// Why nobody could be asked the last time, though it is known who serves what.
     blind: Arc<Mutex<Option<Why>>>,
 }
@@ -56,6 +59,7 @@ impl Lookout {
             queue,
             config: watch::Sender::new(Arc::new(config.clone())),
             hurry: Arc::new(Notify::new()),
+            asked: Arc::default(),
             blind: Arc::default(),
         }
     }
@@ -76,6 +80,13 @@ impl Lookout {
         self.hurry.notify_one();
     }
 
+    /// Has it looked up anew who the master is; [`Control::Looked`] comes with the answered number.
+    pub(crate) fn ask(&self) -> u64 {
+        let number = self.asked.fetch_add(1, Relaxed) + 1;
+        self.hurry();
+        number
+    }
+
     /// The settings have changed.
     pub(crate) fn reconfigure(&self, config: Arc<Config>) {
         self.config.send_replace(config);
@@ -87,17 +98,19 @@ impl Lookout {
         let mut looker = Looker::default();
         let mut view = View::Unknown(Why::Connecting);
         let mut looked_with = self.config.borrow().clone();
+        let mut answered = 0;
         loop {
             let config = self.config.borrow().clone();
             if looks_elsewhere(&config.redis, &looked_with.redis) {
                 view = View::Unknown(Why::Connecting);
             }
             looked_with = config.clone();
+            let asked = self.asked.load(Relaxed);
             let found = match config.redis.topology {
                 // What the settings say is all there is to know.
                 Topology::Single => None,
                 Topology::Sentinel => {
-                    let found = looker.sentinel.look(&config.redis).await;
+                    let found = looker.sentinel.look(&config.redis, asked > answered).await;
                     Some(found.map(View::Master))
                 }
                 Topology::Cluster => {
@@ -106,7 +119,12 @@ impl Lookout {
                 }
             };
             if let Some(found) = found {
+                let is_answer = found.is_ok() && asked > answered;
                 self.tell(&mut view, found);
+                if is_answer {
+                    answered = asked;
+                    self.queue.control(Control::Looked(asked));
+                }
             }
             let jitter =
                 Duration::from_millis(u64::from(Instant::now().elapsed().subsec_nanos()) % 40);

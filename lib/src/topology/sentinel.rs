@@ -34,47 +34,54 @@ pub(super) struct Sentinels {
 
 impl Sentinels {
     /// The master, as the first sentinel says that answers. Each time another one is asked first, so that
-    /// one which was cut off from the others is soon overruled.
-    pub(super) async fn look(&mut self, config: &Redis) -> Result<Server, Why> {
+    /// one which was cut off from the others is soon overruled. Where that must not take a while, `all` of
+    /// them are asked, and the one that names the newest epoch is believed.
+    pub(super) async fn look(&mut self, config: &Redis, all: bool) -> Result<Server, Why> {
         if self.made_with.as_ref() != Some(config) {
             self.renew(config);
         }
         let count = config.servers.len();
-        let (mut reasons, mut newest) = (Vec::new(), None);
+        let (mut reasons, mut named) = (Vec::new(), Vec::new());
         for offset in 0..count {
             let number = (self.next + offset) % count;
             match self.ask(config, number).await {
-                Ok((server, epoch)) if epoch >= self.epoch => {
-                    // A master that is known is left only for a server that says itself that it is one:
-                    // some sentinel may not have heard yet that it no longer is.
-                    if self.known.as_ref().is_some_and(|known| *known != server) {
-                        if let Err(why) = check(config, self.server_tls.as_ref(), &server).await {
-                            reasons.push((number, why));
-                            continue;
+                Ok((server, epoch)) if !all && epoch >= self.epoch => {
+                    match self.believe(config, server, epoch).await {
+                        Ok(server) => {
+                            self.next = (number + 1) % count;
+                            return Ok(server);
                         }
+                        Err(why) => reasons.push((number, why)),
                     }
-                    self.epoch = epoch;
-                    self.next = (number + 1) % count;
-                    self.known = Some(server.clone());
-                    return Ok(server);
                 }
-                Ok((server, epoch)) if newest.as_ref().is_none_or(|(_, it)| *it < epoch) => {
-                    newest = Some((server, epoch));
-                }
-                Ok(_) => {}
+                Ok(answer) => named.push(answer),
                 Err(why) => reasons.push((number, why)),
             }
         }
         self.next = (self.next + 1) % count.max(1);
-        match newest {
-            // All of them have forgotten: they were set up anew.
-            Some((server, epoch)) if reasons.is_empty() => {
-                self.epoch = epoch;
-                self.known = Some(server.clone());
-                Ok(server)
+        // Who could not be asked may know of a newer one; where everybody could, all have forgotten: they were
+        // set up anew.
+        let oldest = if reasons.is_empty() { 0 } else { self.epoch };
+        named.retain(|(_, epoch)| *epoch >= oldest);
+        named.sort_by_key(|(_, epoch)| std::cmp::Reverse(*epoch));
+        for (server, epoch) in named {
+            match self.believe(config, server, epoch).await {
+                Ok(server) => return Ok(server),
+                Err(why) => reasons.push((self.next, why)),
             }
-            _ => Err(gravest(reasons).unwrap_or(Why::Connecting)),
         }
+        Err(gravest(reasons).unwrap_or(Why::Connecting))
+    }
+
+    /// A master that is known is left only for a server that says itself that it is one: some sentinel may
+    /// not have heard yet that it no longer is.
+    async fn believe(&mut self, config: &Redis, server: Server, epoch: u64) -> Result<Server, Why> {
+        if self.known.as_ref().is_some_and(|known| *known != server) {
+            check(config, self.server_tls.as_ref(), &server).await?;
+        }
+        self.epoch = epoch;
+        self.known = Some(server.clone());
+        Ok(server)
     }
 
     /// Takes other settings over. What the same sentinels have said is still true.

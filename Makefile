@@ -38,9 +38,9 @@ sizes: ## what a session, a message and a route take of Redis's memory
 	@scripts/setup demo
 	@scripts/sizes
 
-demo: ## kill a node in mid-write and see that a fresh one has everything
+demo: ## kill a node in mid-write, a fresh one has everything; TOPOLOGY=sentinel or cluster kills a master too
 	@scripts/setup demo
-	@scripts/demo
+	@scripts/demo --topology "$(or $(TOPOLOGY),single)"
 
 fault: ## write while Redis is killed, frozen, cut off, failed over; see that nothing is lost
 	@scripts/setup demo

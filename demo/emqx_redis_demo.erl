@@ -1,9 +1,9 @@
 %% `make demo': a node takes on sessions, routes and messages and is killed in mid-write; another node, a
 %% fresh process, must have everything that the first one was told `ok' for.
 %%
-%% This virtual machine only looks on: it starts a private Redis and the two nodes
-%% (emqx_redis_demo_node), keeps a journal of every `ok' that the first node reports, and compares what
-%% the second node finds with the input file.
+%% This virtual machine only looks on: it starts a private Redis (emqx_redis_demo_redis), which loses a master
+%% too where it is a sentinel set or a cluster, and the two nodes (emqx_redis_demo_node), keeps a journal of
+%% every `ok' that the first node reports, and compares what the second node finds with the input file.
 -module(emqx_redis_demo).
 
 -export([start/0]).
@@ -12,6 +12,7 @@
 -define(NODE_2, 'emqx@node2').
 %% Topics whose routes are compared with those of a plain matcher.
 -define(SAMPLE, 500).
+-define(DEFAULTS, #{messages => 1 bsl 30, sabotage => none, topology => single}).
 
 -type demo() :: #{
     input := emqx_redis_demo_input:input(),
@@ -20,19 +21,20 @@
     sample := #{binary() => [binary()]},
     sabotage := string() | none,
     start_node := fun(() -> emqx_redis_demo_process:process()),
-    socket := file:filename()
+    redis := emqx_redis_demo_redis:redis()
 }.
 %% How many of what there must be none of.
 -type faults() :: [{non_neg_integer(), iodata()}].
 
-%% The command line: the input file, --messages N (only the first N of the file), --sabotage KIND.
+%% The command line: the input file, --messages N (only the first N of the file), --sabotage KIND,
+%% --topology KIND.
 -spec start() -> pid().
 start() ->
     [File | Arguments] = init:get_plain_arguments(),
     spawn(fun() ->
         Status =
             try
-                show(File, options(Arguments, #{messages => 1 bsl 30, sabotage => none}))
+                show(File, options(Arguments, ?DEFAULTS))
             catch
                 throw:{usage, Text} ->
                     io:format(standard_error, "~s~n", [Text]),
@@ -55,18 +57,24 @@ options(["--sabotage", Kind | Rest], Options) ->
     lists:member(Kind, emqx_redis_demo_sabotage:kinds()) orelse
         throw({usage, ["--sabotage: one of ", lists:join(", ", emqx_redis_demo_sabotage:kinds())]}),
     options(Rest, Options#{sabotage := Kind});
+options(["--topology", Name | Rest], Options) ->
+    Kinds = emqx_redis_demo_redis:kinds(),
+    case [Kind || Kind <- Kinds, atom_to_list(Kind) =:= Name] of
+        [Kind] -> options(Rest, Options#{topology := Kind});
+        [] -> throw({usage, ["--topology: one of ", lists:join(", ", [atom_to_list(K) || K <- Kinds])]})
+    end;
 options([Unknown | _], _Options) ->
-    throw({usage, ["unknown: ", Unknown, "; known: --messages N, --sabotage KIND"]}).
+    throw({usage, ["unknown: ", Unknown, "; known: --messages N, --sabotage KIND, --topology KIND"]}).
 
 %% The exit status.
-show(File, #{messages := Limit, sabotage := Sabotage}) ->
+show(File, #{messages := Limit, sabotage := Sabotage, topology := Kind}) ->
     Begin = erlang:monotonic_time(millisecond),
     Input = emqx_redis_demo_input:read(File, Limit),
     Copies = copies(Input),
-    Redis = emqx_redis_test_server:start(),
-    Folder = emqx_redis_test_server:folder(Redis),
-    Socket = emqx_redis_test_server:socket(Redis),
-    introduce(File, Input, Copies, Socket),
+    Redis = emqx_redis_demo_redis:start(Kind),
+    Folder = emqx_redis_demo_redis:folder(Redis),
+    Config = emqx_redis_demo_redis:config(Redis),
+    introduce(File, Input, Copies, Redis),
     Faults =
         try
             demo(#{
@@ -74,22 +82,22 @@ show(File, #{messages := Limit, sabotage := Sabotage}) ->
                 copies => Copies,
                 sample => sample(Input),
                 sabotage => Sabotage,
-                socket => Socket,
-                start_node => fun() -> emqx_redis_demo_process:start(Folder, Socket, File, Limit) end
+                redis => Redis,
+                start_node => fun() -> emqx_redis_demo_process:start(Folder, Config, File, Limit) end
             })
         after
-            emqx_redis_test_server:stop(Redis)
+            emqx_redis_demo_redis:stop(Redis)
         end,
     judge(Faults, (erlang:monotonic_time(millisecond) - Begin) / 1000).
 
-introduce(File, #{sessions := Sessions, publishes := Publishes}, Copies, Socket) ->
+introduce(File, #{sessions := Sessions, publishes := Publishes}, Copies, Redis) ->
     Subscriptions = lists:sum([map_size(Map) || #{subscriptions := Map} <- maps:values(Sessions)]),
     io:format(
         "A node is killed in mid-write. Has another one everything that the first was told ok for?~n~n"
         "  input   ~s sessions with ~s subscriptions; ~s messages of QoS 1 and 2, of~n"
         "          which subscribers are to get ~s copies (~ts)~n"
-        "  Redis   private, at ~s, without disk: it outlives the~n"
-        "          nodes; what Redis keeps when Redis itself dies is a matter of its own settings~n"
+        "  Redis   ~ts~n"
+        "          ~ts~n"
         "  nodes   processes of Erlang/OTP ~s that share nothing but this Redis~n",
         [
             emqx_redis_demo_table:number(map_size(Sessions)),
@@ -97,7 +105,8 @@ introduce(File, #{sessions := Sessions, publishes := Publishes}, Copies, Socket)
             emqx_redis_demo_table:number(length(Publishes)),
             emqx_redis_demo_table:number(count(Copies)),
             File,
-            Socket,
+            emqx_redis_demo_redis:describe(Redis),
+            lists:join("\n          ", emqx_redis_demo_redis:promise(Redis)),
             erlang:system_info(otp_release)
         ]
     ),
@@ -125,7 +134,7 @@ demo(Demo = #{start_node := StartNode, sabotage := Sabotage}) ->
 
 %% The numbers of the publishes that the first node was told `ok' for.
 -spec first_node(demo(), emqx_redis_demo_process:process()) -> {[pos_integer()], faults()}.
-first_node(#{input := Input}, Node) ->
+first_node(#{input := Input, redis := Redis}, Node) ->
     #{sessions := Sessions, publishes := Publishes} = Input,
     Filters = emqx_redis_demo_input:filters(Input),
     emqx_redis_demo_table:step(1, "Node 1 (process ~b) takes on the clients", [os_pid(Node)]),
@@ -140,12 +149,9 @@ first_node(#{input := Input}, Node) ->
     emqx_redis_demo_table:step(2, "~s publishers send at once; kill -9 at ~s acknowledged messages", [
         emqx_redis_demo_table:number(length(Publishers)), emqx_redis_demo_table:number(Enough)
     ]),
-    {Ending, {_, Stored}, StoreSeconds} = emqx_redis_demo_process:command(
-        Node,
-        {publish, [Number || {Number, _} <- Publishes]},
-        fun(Report, {Left, Reports}) -> {kill_in_time(Node, Report, Left), add(Report, Reports)} end,
-        {Enough, #{}}
-    ),
+    Result = emqx_redis_demo_kill:publish(Node, Redis, [Number || {Number, _} <- Publishes], Enough),
+    #{ending := Ending, reports := Stored, seconds := StoreSeconds} = Result,
+    failed_over(Result),
     row("topics matched to subscribers", none, matched, Stored, StoreSeconds),
     row("messages acknowledged before the end", none, message, Stored, StoreSeconds),
     Numbers = lists:sort([Number || {message, Number, _} <- of_kind(message, Stored)]),
@@ -163,19 +169,21 @@ first_node(#{input := Input}, Node) ->
         | lists:append([failures(Reports) || Reports <- [Connected, Routed, Stored]])
     ]}.
 
-%% Kills the node when so many more `ok's have come. The journal goes on with what the dead node wrote.
-kill_in_time(Node, {message, _, _}, 1) ->
-    ok = emqx_redis_demo_process:kill(Node),
-    0;
-kill_in_time(_Node, {message, _, _}, Left) ->
-    Left - 1;
-kill_in_time(_Node, _Report, Left) ->
-    Left.
+%% What Redis went through in the second step.
+failed_over(#{failed_over := none}) ->
+    ok;
+failed_over(#{failed_over := {Promoted, Healthy}, reports := Reports}) ->
+    io:format(
+        "   (kill -9 of a Redis master at half of that: a replica in its place ~.1f s later, the dead~n"
+        "   server back as a replica, in sync, after ~.1f s; node 1 dies when there is a new master)~n",
+        [Promoted / 1000, Healthy / 1000]
+    ),
+    emqx_redis_demo_table:row("not ok meanwhile, so sent again", none, length(of_kind(again, Reports))).
 
 sabotage(none, _Demo, _Acknowledged) ->
     ok;
-sabotage(Kind, #{socket := Socket}, Acknowledged) ->
-    Text = emqx_redis_demo_sabotage:do(Kind, Socket, Acknowledged),
+sabotage(Kind, #{redis := Redis}, Acknowledged) ->
+    Text = emqx_redis_demo_sabotage:do(Kind, Redis, Acknowledged),
     io:format("!  Sabotage, straight in Redis: ~ts~n", [Text]).
 
 take_over(#{input := #{sessions := Sessions}, sample := Sample}, Node) ->
@@ -233,7 +241,7 @@ move_routes(#{input := Input, sample := Sample}, Node) ->
 
 %% The publishers send again what they have no acknowledgement for.
 take_on_rest(Demo, Node, Numbers, Acknowledged, Drained) ->
-    #{input := #{publishes := Publishes}, copies := Copies, socket := Socket} = Demo,
+    #{input := #{publishes := Publishes}, copies := Copies, redis := Redis} = Demo,
     Again = [Number || {Number, _} <- Publishes] -- Numbers,
     {Stored, StoreSeconds} = ask(Node, {publish, Again}),
     row("messages acknowledged", length(Again), message, Stored, StoreSeconds),
@@ -245,7 +253,7 @@ take_on_rest(Demo, Node, Numbers, Acknowledged, Drained) ->
     All = maps:map(fun(Client, _) -> of_client(Client, Drained) ++ of_client(Client, Last) end, Copies),
     Found = map_get(found, account(Copies, Copies, All)),
     emqx_redis_demo_table:row("copies delivered by node 2 in all", count(Copies), Found),
-    Left = length(emqx_redis_demo_sabotage:message_keys(Socket)),
+    Left = length(emqx_redis_demo_sabotage:message_keys(Redis)),
     emqx_redis_demo_table:row("messages left in Redis", 0, Left),
     [
         {length(Again) - length(of_kind(message, Stored)), "messages not acknowledged by node 2"},

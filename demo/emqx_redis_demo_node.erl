@@ -7,7 +7,8 @@
 %%     {hello, Name}         nothing: the storage is started and connected
 %%     connect_clients       {claimed, Client, us} and {session, Client, us} for each session of the input
 %%     add_routes            {route, Filter, us} for each filter of the sessions that this node holds
-%%     {publish, Numbers}    {matched, Number, us} and {message, Number, us} for each
+%%     {publish, Numbers}    {matched, Number, us} and {message, Number, us} for each, and {again, Number}
+%%                           where that was not ok, so that the publisher sends again
 %%     list_sessions         {listed, [Client]} for each page
 %%     {take_over, Clients}  {loaded, Client, Session, us}, {claimed, Client, us} and
 %%                           {late_write, Client, Answer, us} and {kept, Client, Session, us} for each
@@ -24,6 +25,9 @@
 
 -define(WORKERS, 64).
 -define(PAGE, 100).
+%% Of a publisher that gets no ok, and milliseconds between them.
+-define(ATTEMPTS, 100).
+-define(PAUSE, 100).
 
 %% {Client id, fencing epoch} of the sessions that this node holds.
 -define(EPOCHS, emqx_redis_demo_epochs).
@@ -33,16 +37,17 @@
 -define(DELIVERED, emqx_redis_demo_delivered).
 
 -spec start([string()]) -> pid().
-start([Path, Redis, File, Limit]) ->
+start([Path, Text, File, Limit]) ->
+    Config = binary_to_term(base64:decode(Text)),
     spawn(fun() ->
         try
-            run(Path, Redis, File, list_to_integer(Limit))
+            run(Path, Config, File, list_to_integer(Limit))
         after
             erlang:halt(1, [{flush, false}])
         end
     end).
 
-run(Path, Redis, File, Limit) ->
+run(Path, Config, File, Limit) ->
     process_flag(trap_exit, true),
     {ok, Socket} = gen_tcp:connect({local, Path}, 0, [binary, {packet, 4}, {active, true}]),
     lists:foreach(
@@ -51,7 +56,7 @@ run(Path, Redis, File, Limit) ->
     ),
     Node = #{socket => Socket, name => undefined},
     Input = emqx_redis_demo_input:read(File, Limit),
-    Broker = spawn_link(fun() -> broker(Node, list_to_binary(["unix://", Redis]), Input) end),
+    Broker = spawn_link(fun() -> broker(Node, Config, Input) end),
     forward(Socket, Broker).
 
 %% The end of the connection is the end of the node, whatever it is doing.
@@ -66,18 +71,18 @@ forward(Socket, Broker) ->
             io:format(standard_error, "The node's broker ended: ~tp~n", [Reason])
     end.
 
-broker(Node, Redis, Input) ->
+broker(Node, Config, Input) ->
     receive
         {command, {hello, Name}} ->
-            ok = emqx_redis_storage:start(#{redis => #{type => single, servers => Redis}}),
+            ok = emqx_redis_storage:start(Config),
             %% Requests wait for the connection.
             {ok, _} = emqx_redis_session:count_sessions(),
             report(Node, done),
-            broker(Node#{name := Name}, Redis, Input);
+            broker(Node#{name := Name}, Config, Input);
         {command, Command} ->
             obey(Command, Node, Input),
             report(Node, done),
-            broker(Node, Redis, Input)
+            broker(Node, Config, Input)
     end.
 
 %% Node goes to every worker; the input, which is large, stays here.
@@ -150,19 +155,48 @@ publisher(Node, Publishes) ->
     lists:foreach(fun({Number, Message}) -> publish(Node, Number, Message) end, Publishes).
 
 publish(Node, Number, Message = #{id := Id, topic := Topic}) ->
-    case timed(fun() -> emqx_redis_router:match_routes(Topic) end) of
+    Again = fun() -> report(Node, {again, Number}) end,
+    case timed(fun() -> persistent(Again, fun() -> emqx_redis_router:match_routes(Topic) end) end) of
         {{ok, Routes}, MatchTime} ->
             report(Node, {matched, Number, MatchTime}),
             %% A message that was stored although its `ok' got lost may have been delivered by now.
             All = receivers(Node, Routes),
             Receivers = [Client || Client <- All, not ets:member(?DELIVERED, {Client, Id})],
-            case timed(fun() -> emqx_redis_message:store_message_for(Receivers, Message) end) of
+            Store = fun() -> emqx_redis_message:store_message_for(Receivers, Message) end,
+            case timed(fun() -> persistent(Again, Store) end) of
                 {ok, StoreTime} -> report(Node, {message, Number, StoreTime});
                 {Answer, _} -> report(Node, {failed, {store_message_for, Receivers, Id}, Answer})
             end;
         {Answer, _} ->
             report(Node, {failed, {match_routes, Topic}, Answer})
     end.
+
+%% A publisher that gets no ok because Redis fails over sends again. To store a message once more changes
+%% nothing.
+persistent(Again, Fun) ->
+    persistent(Again, Fun, ?ATTEMPTS).
+
+persistent(Again, Fun, Attempts) ->
+    case Fun() of
+        {error, Reason} when Attempts > 1 ->
+            case is_passing(Reason) of
+                true ->
+                    Again(),
+                    timer:sleep(?PAUSE),
+                    persistent(Again, Fun, Attempts - 1);
+                false ->
+                    {error, Reason}
+            end;
+        Answer ->
+            Answer
+    end.
+
+is_passing(timeout) -> true;
+is_passing({unknown, _}) -> true;
+is_passing({unavailable, _}) -> true;
+is_passing({not_durable, _}) -> true;
+is_passing({partial, [_ | _] = Clients}) -> lists:all(fun({_, Reason}) -> is_passing(Reason) end, Clients);
+is_passing(_) -> false.
 
 receivers(#{name := Name}, Routes) ->
     lists:usort([

@@ -15,9 +15,11 @@
 -define(PATIENCE, 60000).
 
 %% A node that reads no more than the first `Limit' publishes of the file. Its reports come through a unix
-%% socket in `Folder': what the node has written to that is safe, whatever becomes of the node.
--spec start(file:filename(), file:filename(), file:filename(), pos_integer()) -> process().
-start(Folder, Redis, File, Limit) ->
+%% socket in `Folder': what the node has written to that is safe, whatever becomes of the node. `Config' is
+%% what it starts the storage with.
+-spec start(file:filename(), map(), file:filename(), pos_integer()) -> process().
+start(Folder, Config, File, Limit) ->
+    Text = binary_to_list(base64:encode(term_to_binary(Config))),
     Path = filename:join(Folder, "node" ++ integer_to_list(erlang:unique_integer([positive])) ++ ".sock"),
     {ok, Listener} = gen_tcp:listen(0, [{ifaddr, {local, Path}}, binary, {packet, 4}, {active, true}]),
     Erl = filename:join([code:root_dir(), "bin", "erl"]),
@@ -25,7 +27,7 @@ start(Folder, Redis, File, Limit) ->
     Paths = [filename:dirname(code:which(Module)) || Module <- [emqx_redis_storage, emqx_redis_demo_node]],
     Arguments =
         ["+Bd", "-noinput", "-boot", "start_clean", "-kernel", "logger", Logger, "-pa"] ++ Paths ++
-            ["-run", "emqx_redis_demo_node", "start", Path, Redis, File, integer_to_list(Limit)],
+            ["-run", "emqx_redis_demo_node", "start", Path, Text, File, integer_to_list(Limit)],
     Port = open_port({spawn_executable, Erl}, [{args, Arguments}, exit_status]),
     {os_pid, OsPid} = erlang:port_info(Port, os_pid),
     {ok, Socket} = gen_tcp:accept(Listener, ?PATIENCE),

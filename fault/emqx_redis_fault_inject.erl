@@ -25,7 +25,7 @@ do(kill_master, Topology, Fault) ->
     Text = ["kill -9 of ", master(Topology, Master)],
     ok = ?SERVER:kill(Master),
     After = promotion(Topology, Master),
-    Down = min(maps:get(ms, Fault), 5000),
+    Down = time_away(Fault),
     timer:sleep(Down),
     ok = ?TOPOLOGY:restart(Topology, Master),
     [Text, After, ", started again ", seconds(Down), " later"];
@@ -124,6 +124,10 @@ do(grow_and_shrink, Topology, Fault) ->
     timer:sleep(?MOMENT),
     ok = ?CLUSTER:remove_master(Cluster, New),
     ["a master and a replica joined, took ", integer_to_list(Moved), " slots, gave them back and left"].
+
+%% Sometimes it is back at once.
+time_away(#{way := both}) -> 0;
+time_away(#{ms := Milliseconds}) -> min(Milliseconds, 5000).
 
 freeze(Text, Server, #{ms := Milliseconds}) ->
     ok = ?SERVER:pause(Server),

@@ -11,15 +11,33 @@ suite() ->
     [{timetrap, {minutes, 3}}].
 
 all() ->
-    [passes, fails_if_damaged, ended_early_leaves_nothing].
+    [
+        passes,
+        passes_through_a_fail_over,
+        fails_if_damaged,
+        fails_if_damaged_elsewhere,
+        ended_early_leaves_nothing
+    ].
 
 passes(_Config) ->
     {Status, Output} = demo(?SLICE),
     ?assertEqual({0, match}, {Status, re:run(Output, "\nPASSED in ", [{capture, none}])}, Output),
     ?assertEqual([], left_by(Output)).
 
+%% On all of the input: a part would be done before a replica is promoted.
+passes_through_a_fail_over(_Config) ->
+    [
+        begin
+            {Status, Output} = demo(["--topology", Topology]),
+            Wanted = "kill -9 of a Redis master(.|\n)*\nPASSED in ",
+            ?assertEqual({0, match}, {Status, re:run(Output, Wanted, [{capture, none}])}, Output),
+            ?assertEqual([], left_by(Output))
+        end
+     || Topology <- ["sentinel", "cluster"]
+    ].
+
 fails_if_damaged(_Config) ->
-    [fails(Kind, Text) || {Kind, Text} <- [
+    [fails([], Kind, Text) || {Kind, Text} <- [
         {"message", " 1  missing\n"},
         {"content", " 1  different in content\n"},
         {"order", " 1  out of order\n"},
@@ -27,8 +45,22 @@ fails_if_damaged(_Config) ->
         {"route", " 1  topics with wrong routes\n"}
     ]].
 
-fails(Kind, Text) ->
-    {Status, Output} = demo(["--sabotage", Kind | ?SLICE]),
+%% In a cluster the keys have other names, and lie on one master of several.
+fails_if_damaged_elsewhere(_Config) ->
+    fails(["--topology", "sentinel"], "order", " 1  out of order\n"),
+    [fails(["--topology", "cluster"], Kind, Text) || {Kind, Text} <- [
+        {"message", " 1  missing\n"},
+        {"session", " 1  sessions missing in the list\n"},
+        {"route", " 1  topics with wrong routes\n"}
+    ]].
+
+fails(Arguments, Kind, Text) ->
+    Slice =
+        case Arguments of
+            [] -> ?SLICE;
+            _ -> []
+        end,
+    {Status, Output} = demo(["--sabotage", Kind] ++ Arguments ++ Slice),
     ?assertEqual({1, match}, {Status, re:run(Output, Text, [{capture, none}])}, Output),
     ?assertEqual([], left_by(Output)).
 

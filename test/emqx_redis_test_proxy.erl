@@ -136,7 +136,8 @@ init(Parent, Target) ->
 accept(Proxy, Listener) ->
     case gen_tcp:accept(Listener) of
         {ok, Client} ->
-            ok = gen_tcp:controlling_process(Client, Proxy),
+            %% Refused where the client has gone already, as later uses of the socket will be.
+            _ = gen_tcp:controlling_process(Client, Proxy),
             Proxy ! {accepted, Client},
             accept(Proxy, Listener);
         %% The proxy ends.
@@ -183,7 +184,7 @@ accepted(Client, State = #{table := Table, target := Target, connections := Conn
                     go -> connection(Client, Target, Table)
                 end
             end),
-            ok = gen_tcp:controlling_process(Client, Pid),
+            _ = gen_tcp:controlling_process(Client, Pid),
             Pid ! go,
             State#{connections := Connections#{Pid => Client}}
     end.

@@ -23,6 +23,14 @@ pub(super) struct Holds {
 struct Bound {
     track: TrackId,
     count: usize,
+    /// Of how many on other tracks: what holds the thing went elsewhere, and they had not noticed yet.
+    elsewhere: usize,
+}
+
+impl Bound {
+    fn is_only_on(&self, track: TrackId) -> bool {
+        self.track == track && self.elsewhere == 0
+    }
 }
 
 #[derive(Default)]
@@ -68,7 +76,10 @@ impl Holds {
     pub(super) fn may_place(&self, entry: &Entry, track: TrackId) -> bool {
         let things = entry.request.operation.affinity();
         things.each().iter().all(|thing| {
-            let elsewhere = self.bound.get(thing).is_some_and(|it| it.track != track);
+            let elsewhere = self
+                .bound
+                .get(thing)
+                .is_some_and(|it| !it.is_only_on(track));
             let waits = !self.lines.is_empty() && self.has_earlier(*thing, entry);
             !elsewhere && !waits
         })
@@ -82,25 +93,34 @@ impl Holds {
 
     /// Binds what an operation is on to a track. One that holds it takes it along.
     pub(super) fn place(&mut self, entry: &mut Entry, track: TrackId) {
-        entry.is_placed = true;
+        entry.placed_on = Some(track);
         for thing in entry.request.operation.affinity().each() {
-            let bound = self
-                .bound
-                .entry(*thing)
-                .or_insert(Bound { track, count: 0 });
-            bound.track = track;
+            let bound = self.bound.entry(*thing).or_insert(Bound {
+                track,
+                count: 0,
+                elsewhere: 0,
+            });
+            if bound.track != track {
+                bound.elsewhere += std::mem::take(&mut bound.count);
+                bound.track = track;
+            }
             bound.count += 1;
         }
     }
 
     pub(super) fn unplace(&mut self, entry: &mut Entry) {
-        if !std::mem::take(&mut entry.is_placed) {
+        let Some(track) = entry.placed_on.take() else {
             return;
-        }
+        };
         for thing in entry.request.operation.affinity().each() {
             if let Some(bound) = self.bound.get_mut(thing) {
-                bound.count -= 1;
-                if bound.count == 0 {
+                // One that was counted elsewhere may be on this track again by now: the sum is what counts.
+                if bound.track == track && bound.count > 0 || bound.elsewhere == 0 {
+                    bound.count -= 1;
+                } else {
+                    bound.elsewhere -= 1;
+                }
+                if bound.count + bound.elsewhere == 0 {
                     self.bound.remove(thing);
                 }
             }
@@ -219,7 +239,11 @@ impl Holds {
             return None;
         }
         let track = route(waiting);
-        let is_elsewhere = |thing| self.bound.get(thing).is_some_and(|it| it.track != track);
+        let is_elsewhere = |thing| {
+            self.bound
+                .get(thing)
+                .is_some_and(|it| !it.is_only_on(track))
+        };
         if things.iter().any(is_elsewhere) {
             return None;
         }
@@ -240,6 +264,17 @@ impl Holds {
         if self.lines.get(&thing).is_some_and(is_over) {
             self.lines.remove(&thing);
         }
+    }
+
+    /// Whether others wait for the same things.
+    pub(super) fn is_awaited(&self, entry: &Entry) -> bool {
+        let things = entry.request.operation.affinity();
+        let waits = |thing| {
+            self.lines
+                .get(thing)
+                .is_some_and(|it| !it.waiting.is_empty())
+        };
+        !self.lines.is_empty() && things.each().iter().any(waits)
     }
 
     /// How many wait.
@@ -274,5 +309,61 @@ impl Holds {
             }
         }
         answered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::entry::{Nobody, Purpose};
+    use super::*;
+    use crate::internal::KillClient;
+    use crate::metrics::OperationKind;
+    use crate::request::{Affinity, Operation, Request, Step};
+    use crate::{context::Context, resp::Commands, resp::Frame};
+
+    struct On(u64);
+
+    impl Operation for On {
+        fn kind(&self) -> OperationKind {
+            KillClient(0).kind()
+        }
+        fn affinity(&self) -> Affinity<'_> {
+            Affinity::One(self.0)
+        }
+        fn encode(&mut self, _: &Context, _: &mut Commands<'_>) {}
+        fn decode(&mut self, _: &Context, _: Vec<Frame>) -> Step {
+            Step::Again
+        }
+        fn size(&self) -> usize {
+            0
+        }
+    }
+
+    fn entry(id: u64) -> Entry {
+        let mut request = Request::new(Box::new(On(7)), Instant::now(), Box::new(Nobody));
+        request.id = id;
+        Entry::new(request, Purpose::Caller)
+    }
+
+    /// The first was put off; the second went to a track that can't send; the first then went to another.
+    #[test]
+    fn what_went_elsewhere_meanwhile_is_not_overtaken() {
+        let mut holds = Holds::default();
+        let (mut first, mut second, third) = (entry(1), entry(2), entry(3));
+        holds.hold(&mut first);
+        assert!(holds.may_place(&second, 1));
+        holds.place(&mut second, 1);
+        holds.place(&mut first, 2);
+        assert!(holds.let_go(&mut first, |_| 2).is_empty());
+        assert!(!holds.may_place(&third, 2));
+        holds.park(third);
+        let next = holds.let_go(&mut second, |_| 2);
+        assert_eq!(next.len(), 1);
+        for (mut entry, _) in next {
+            holds.let_go(&mut entry, |_| 2);
+        }
+        assert!(holds.bound.is_empty() && holds.lines.is_empty());
     }
 }

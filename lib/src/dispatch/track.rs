@@ -343,6 +343,15 @@ impl Tracks {
             .collect()
     }
 
+    /// The number of the server that a track leads to.
+    pub(super) fn number_of(&self, id: TrackId) -> Option<u16> {
+        let its = |road: &Option<Road>| {
+            road.as_ref()
+                .is_some_and(|it| it.tracks.iter().any(|(_, track)| *track == id))
+        };
+        self.roads.iter().position(its).map(|number| number as u16)
+    }
+
     fn set_master(&mut self, number: u16) {
         if let Some(Some(road)) = self.roads.get_mut(usize::from(number)) {
             road.is_master = true;

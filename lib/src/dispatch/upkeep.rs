@@ -37,7 +37,7 @@ impl Flight {
             for entry in &mut track.pending {
                 if expire_or_note(&mut entry.request, now, &mut next, &context) {
                     self.answered += 1;
-                    must_let_go |= entry.must_let_go();
+                    must_let_go |= entry.must_let_go() || self.holds.is_awaited(entry);
                 }
             }
         }
@@ -64,18 +64,23 @@ impl Flight {
         let context = self.context.clone();
         let mut answered = 0;
         let mut cancel = |entry: &mut Entry| {
-            if entry.request.is_answered() {
-                return;
+            let is_news = !entry.request.is_answered();
+            if is_news {
+                answer_cancelled(&mut entry.request, &context);
+                answered += 1;
             }
-            answer_cancelled(&mut entry.request, &context);
-            answered += 1;
-            must_let_go |= entry.must_let_go();
+            is_news
         };
         for id in ids {
             for (_, track) in self.tracks.iter_mut() {
-                track.of_request(*id).for_each(&mut cancel);
+                for entry in track.of_request(*id) {
+                    let lets_go = entry.must_let_go() || self.holds.is_awaited(entry);
+                    must_let_go |= cancel(entry) && lets_go;
+                }
             }
-            self.holds.of_request(*id).for_each(&mut cancel);
+            for entry in self.holds.of_request(*id) {
+                must_let_go |= cancel(entry) && entry.must_let_go();
+            }
         }
         self.answered += answered;
         for (_, track) in self.tracks.iter_mut() {
@@ -207,7 +212,6 @@ impl Flight {
 
     /// Answers everything that is left.
     pub(super) fn stop(&mut self) {
-        let ids: Vec<TrackId> = self.tracks.iter().map(|(id, _)| id).collect();
         for (_, mut entry) in std::mem::take(&mut self.delayed) {
             let error = ended(&entry, &Error::Stopped);
             entry.request.answer(&self.context, Err(error));
@@ -220,8 +224,10 @@ impl Flight {
                 entry.request.answer(&self.context, Err(error));
             }
             self.take_answered();
-            for id in &ids {
-                self.fail_pending(*id, &Error::Stopped);
+            // What was let go may have taken a track that is new.
+            let ids: Vec<TrackId> = self.tracks.iter().map(|(id, _)| id).collect();
+            for id in ids {
+                self.fail_pending(id, &Error::Stopped);
             }
         }
     }

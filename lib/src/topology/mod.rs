@@ -129,13 +129,20 @@ impl Lookout {
             let jitter =
                 Duration::from_millis(u64::from(Instant::now().elapsed().subsec_nanos()) % 40);
             tokio::time::sleep(PAUSE + jitter).await;
-            let _ = tokio::time::timeout(PERIOD, self.hurry.notified()).await;
+            let is_sentinel = config.redis.topology == Topology::Sentinel;
+            if !is_sentinel || self.asked.load(Relaxed) == answered {
+                let _ = tokio::time::timeout(PERIOD, self.hurry.notified()).await;
+            }
         }
     }
 
     /// Tells what is new. What was known stays known when nobody can be asked.
     fn tell(&self, view: &mut View, found: Result<View, Why>) {
         let is_known = !matches!(view, View::Unknown(_));
+        if is_known && matches!(found, Err(Why::NotMaster)) {
+            // They could be asked: they are about to make another one.
+            return;
+        }
         let trouble = found.as_ref().err().filter(|_| is_known).cloned();
         let before = std::mem::replace(&mut *self.blind_mut(), trouble.clone());
         match (before, &trouble) {

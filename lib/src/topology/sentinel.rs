@@ -32,6 +32,18 @@ pub(super) struct Sentinels {
     epoch: u64,
 }
 
+/// A sentinel's answer.
+struct Named {
+    server: Server,
+    /// Of its being the master.
+    epoch: u64,
+    /// Whether the sentinels are about to replace it.
+    is_contested: bool,
+}
+
+/// What a sentinel says of a master whose days are numbered, though it still names it.
+const CONTESTED: [&str; 2] = ["o_down", "failover_in_progress"];
+
 impl Sentinels {
     /// The master, as the first sentinel says that answers. Each time another one is asked first, so that
     /// one which was cut off from the others is soon overruled. Where that must not take a while, `all` of
@@ -45,8 +57,8 @@ impl Sentinels {
         for offset in 0..count {
             let number = (self.next + offset) % count;
             match self.ask(config, number).await {
-                Ok((server, epoch)) if !all && epoch >= self.epoch => {
-                    match self.believe(config, server, epoch).await {
+                Ok(answer) if !all && answer.epoch >= self.epoch => {
+                    match self.believe(config, answer).await {
                         Ok(server) => {
                             self.next = (number + 1) % count;
                             return Ok(server);
@@ -62,10 +74,15 @@ impl Sentinels {
         // Who could not be asked may know of a newer one; where everybody could, all have forgotten: they were
         // set up anew.
         let oldest = if reasons.is_empty() { 0 } else { self.epoch };
-        named.retain(|(_, epoch)| *epoch >= oldest);
-        named.sort_by_key(|(_, epoch)| std::cmp::Reverse(*epoch));
-        for (server, epoch) in named {
-            match self.believe(config, server, epoch).await {
+        named.retain(|answer| answer.epoch >= oldest);
+        named.sort_by_key(|answer| std::cmp::Reverse(answer.epoch));
+        let is_contested = named.iter().any(|answer| answer.is_contested);
+        for answer in named {
+            // Before the sentinels name another one, the old one may come back and think that it still is it.
+            if is_contested && self.known.as_ref() == Some(&answer.server) {
+                return Err(Why::NotMaster);
+            }
+            match self.believe(config, answer).await {
                 Ok(server) => return Ok(server),
                 Err(why) => reasons.push((self.next, why)),
             }
@@ -75,11 +92,12 @@ impl Sentinels {
 
     /// A master that is known is left only for a server that says itself that it is one: some sentinel may
     /// not have heard yet that it no longer is.
-    async fn believe(&mut self, config: &Redis, server: Server, epoch: u64) -> Result<Server, Why> {
+    async fn believe(&mut self, config: &Redis, answer: Named) -> Result<Server, Why> {
+        let server = answer.server;
         if self.known.as_ref().is_some_and(|known| *known != server) {
             check(config, self.server_tls.as_ref(), &server).await?;
         }
-        self.epoch = epoch;
+        self.epoch = answer.epoch;
         self.known = Some(server.clone());
         Ok(server)
     }
@@ -100,7 +118,7 @@ impl Sentinels {
         };
     }
 
-    async fn ask(&mut self, config: &Redis, number: usize) -> Result<(Server, u64), Why> {
+    async fn ask(&mut self, config: &Redis, number: usize) -> Result<Named, Why> {
         let name = config.sentinel.as_deref().unwrap_or_default();
         let mut dialogue = match self.open.take() {
             Some((open, dialogue)) if open == number => dialogue,
@@ -145,8 +163,7 @@ async fn connect(config: &Redis, tls: Option<&Connector>, number: usize) -> Resu
     opened.map_err(|why| at(server, why))
 }
 
-/// The master's address, and the epoch of its being one.
-async fn ask_for_master(dialogue: &mut Dialogue, name: &str) -> Result<(Server, u64), Why> {
+async fn ask_for_master(dialogue: &mut Dialogue, name: &str) -> Result<Named, Why> {
     let name = name.as_bytes();
     let ask = [b"SENTINEL", &b"get-master-addr-by-name"[..], name];
     let address = dialogue.call(&ask).await?;
@@ -158,7 +175,14 @@ async fn ask_for_master(dialogue: &mut Dialogue, name: &str) -> Result<(Server, 
     };
     // Users may be denied it: then the first answer is all there is.
     let details = dialogue.call(&[b"SENTINEL", b"master", name]).await?;
-    Ok((server, config_epoch(&details).unwrap_or(0)))
+    Ok(Named {
+        server,
+        epoch: field(&details, b"config-epoch")
+            .and_then(|it| it.parse().ok())
+            .unwrap_or(0),
+        is_contested: field(&details, b"flags")
+            .is_some_and(|flags| CONTESTED.iter().any(|flag| flags.contains(flag))),
+    })
 }
 
 fn server(parts: &[Frame]) -> Option<Server> {
@@ -171,14 +195,14 @@ fn server(parts: &[Frame]) -> Option<Server> {
     })
 }
 
-fn config_epoch(details: &Frame) -> Option<u64> {
+fn field(details: &Frame, name: &[u8]) -> Option<String> {
     let Frame::Array(fields) = details else {
         return None;
     };
     let mut pairs = fields.chunks_exact(2);
     pairs.find_map(|pair| match pair {
-        [Frame::Bulk(field), Frame::Bulk(value)] if **field == *b"config-epoch" => {
-            std::str::from_utf8(value).ok()?.parse().ok()
+        [Frame::Bulk(field), Frame::Bulk(value)] if **field == *name => {
+            Some(String::from_utf8_lossy(value).into_owned())
         }
         _ => None,
     })

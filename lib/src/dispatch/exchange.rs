@@ -58,16 +58,14 @@ impl Flight {
             self.end(id, entry);
             return None;
         }
-        if !entry.holds {
-            if self.holds.is_held(&entry) {
-                self.line_up(entry);
-                return None;
-            }
-            if entry.request.is_abandoned() {
-                entry.request.abandon(&self.context);
-                self.end(id, entry);
-                return None;
-            }
+        if self.holds.is_held(&entry) {
+            self.line_up(entry);
+            return None;
+        }
+        if !entry.holds && entry.request.is_abandoned() {
+            entry.request.abandon(&self.context);
+            self.end(id, entry);
+            return None;
         }
         let unsupported = self.tracks.peek(id).and_then(|it| it.unsupported.clone());
         if let (Some(what), Purpose::Caller) = (unsupported, entry.purpose) {

@@ -35,11 +35,19 @@ impl Bound {
 
 #[derive(Default)]
 struct Line {
-    /// How many operations between two steps are on the thing. More than one only where an operation
-    /// turned out to need another step when the next one was sent already.
-    holders: usize,
+    /// The ids of the operations that take steps on the thing; those behind them wait. More than one only where an
+    /// operation turned out to need another step when the next one was sent already, and where connections
+    /// were lost.
+    holders: Vec<EntryId>,
     /// The ids of those that are parked, in order.
     waiting: VecDeque<EntryId>,
+}
+
+impl Line {
+    /// Whether an operation must wait for one that is ahead of it.
+    fn is_held(&self, id: EntryId) -> bool {
+        self.holders.iter().any(|holder| *holder < id)
+    }
 }
 
 /// Things are hashes already.
@@ -77,6 +85,7 @@ impl Holds {
         })
     }
 
+    /// Whether an earlier operation waits for the thing.
     fn has_earlier(&self, thing: u64, entry: &Entry) -> bool {
         let first = self.lines.get(&thing).and_then(|line| line.waiting.front());
         first.is_some_and(|first| *first < entry.id())
@@ -125,8 +134,8 @@ impl Holds {
         }
         let things = entry.request.operation.affinity();
         things.each().iter().any(|thing| {
-            let holders = self.lines.get(thing).map_or(0, |line| line.holders);
-            holders > 0 || self.has_earlier(*thing, entry)
+            let line = self.lines.get(thing);
+            line.is_some_and(|line| line.is_held(entry.id())) || self.has_earlier(*thing, entry)
         })
     }
 
@@ -134,7 +143,8 @@ impl Holds {
         if !entry.holds {
             entry.holds = true;
             for thing in entry.request.operation.affinity().each() {
-                self.lines.entry(*thing).or_default().holders += 1;
+                let line = self.lines.entry(*thing).or_default();
+                line.holders.push(entry.id());
             }
         }
     }
@@ -181,7 +191,7 @@ impl Holds {
         if std::mem::take(&mut entry.holds) {
             for thing in entry.request.operation.affinity().each() {
                 if let Some(line) = self.lines.get_mut(thing) {
-                    line.holders = line.holders.saturating_sub(1);
+                    line.holders.retain(|holder| *holder != entry.id());
                 }
             }
         }
@@ -223,7 +233,7 @@ impl Holds {
         let things = waiting.things();
         let is_next = things.iter().all(|thing| {
             let line = self.lines.get(thing);
-            line.is_some_and(|line| line.holders == 0 && line.waiting.front() == Some(&id))
+            line.is_some_and(|line| !line.is_held(id) && line.waiting.front() == Some(&id))
         });
         if !is_next {
             return None;
@@ -250,7 +260,7 @@ impl Holds {
 
     /// Forgets a line without holders and without anyone who waits.
     fn tidy(&mut self, thing: u64) {
-        let is_over = |line: &Line| line.holders == 0 && line.waiting.is_empty();
+        let is_over = |line: &Line| line.holders.is_empty() && line.waiting.is_empty();
         if self.lines.get(&thing).is_some_and(is_over) {
             self.lines.remove(&thing);
         }

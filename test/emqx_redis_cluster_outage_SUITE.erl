@@ -35,8 +35,8 @@ groups() ->
         ]}
     ].
 
-%% The clusters serve on where a master is gone. Where it is replaced, after about three seconds, requests are to
-%% wait for that.
+%% The clusters serve on where a master is gone. Where it is replaced, after about three seconds, requests are
+%% to wait for that.
 init_per_group(Group, Config) ->
     {Replicas, Grace} =
         case Group of

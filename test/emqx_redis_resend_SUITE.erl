@@ -1,5 +1,5 @@
-%% A connection breaks, and the network still holds bytes that were sent on it. What they ask for is sent again on
-%% the next connection, newer requests follow, and then the old bytes arrive: they must undo nothing.
+%% A connection breaks, and the network still holds bytes that were sent on it. What they ask for is sent again
+%% on the next connection, newer requests follow, and then the old bytes arrive: they must undo nothing.
 %%
 %% Each server stands behind a proxy, which holds the bytes.
 -module(emqx_redis_resend_SUITE).

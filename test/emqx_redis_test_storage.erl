@@ -6,7 +6,7 @@
 -module(emqx_redis_test_storage).
 
 -export([start/1, start/2, stop/1, reset/1, config/1, topology/1]).
--export([cli/2, keys/1, key/2, index_size/2, pause/1, resume/1, wait_connected/0]).
+-export([cli/2, keys/1, key/2, named_keys/1, index_size/2, pause/1, resume/1, wait_connected/0]).
 -export([in_list_order/2, slot/2, sweep_time/1, adversarial_ids/0]).
 
 -type key() ::
@@ -87,6 +87,12 @@ key(Config, {Kind, Client}) ->
         cluster -> <<Name/binary, (tag(Client))/binary>>
     end.
 
+%% The keys that there are, by the names that they have on a single server, where client ids hold nothing that
+%% is encoded.
+-spec named_keys(list()) -> #{Name :: binary() => Key :: binary()}.
+named_keys(Config) ->
+    maps:from_list([{plain_name(Key), Key} || Key <- keys(Config)]).
+
 %% How many members an index has; in a cluster all slots' together.
 -spec index_size(list(), Name :: binary()) -> non_neg_integer().
 index_size(Config, Name) ->
@@ -105,8 +111,8 @@ pause(Config) -> lists:foreach(fun ?SERVER:pause/1, servers(Config)).
 -spec resume(list()) -> ok.
 resume(Config) -> lists:foreach(fun ?SERVER:resume/1, servers(Config)).
 
-%% Client ids in the order in which emqx_redis_session:list_sessions/2 gives them if they were saved in this order:
-%% in a cluster slot by slot.
+%% Client ids that were saved in this order, in that in which emqx_redis_session:list_sessions/2 gives them: in
+%% a cluster slot by slot.
 -spec in_list_order(list(), [binary()]) -> [binary()].
 in_list_order(Config, Clients) ->
     [Client || {_, Client} <- lists:keysort(1, [{slot(Config, Client), Client} || Client <- Clients])].
@@ -172,6 +178,14 @@ delete_all(Server) ->
     Keys = ?CLIENT:command(Connection, ["KEYS", "*"]),
     _ = ?CLIENT:pipeline(Connection, [["DEL", Key] || Key <- Keys, Key =/= <<"meta">>]),
     ?CLIENT:close(Connection).
+
+%% Of a client's key the tag is its id, elsewhere it stands for a slot.
+plain_name(Key) ->
+    Client = "^(session:|epoch:|msgq:|msg:)\\{([^}]*)\\}(.*)$",
+    case re:run(Key, Client, [{capture, all_but_first, binary}, dotall]) of
+        {match, Parts} -> iolist_to_binary(Parts);
+        nomatch -> re:replace(Key, ":\\{[^}]*\\}", "", [{return, binary}])
+    end.
 
 tag(<<>>) -> <<"{%}">>;
 tag(Client) -> <<"{", (percent_encode(Client, [<<"%">>, <<"}">>]))/binary, "}">>.

@@ -291,6 +291,8 @@ half_moved(Config, WhichMove) ->
     {ok, Count} = ?SESSION:count_sessions(),
     ?assert(lists:member(Count - length(Others), [3, 4]), Count),
     Slowest = lists:max([element(1, timer:tc(fun() -> use(C) end)) || C <- Others, _ <- [1, 2]]),
+    %% Who will not wait for that long is told so, and nothing is done.
+    ?assertEqual({error, timeout}, ?SESSION:save_session(Apart, never, #{timeout => 200})),
     ?assert(erlang:monotonic_time(millisecond) - Begin < 4500),
     ct:pal("slowest operation elsewhere: ~b us", [Slowest]),
     ?assert(Slowest < 1000000, Slowest),

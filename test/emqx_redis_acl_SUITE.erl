@@ -1,53 +1,186 @@
-%% The ACL rule of the README suffices for everything that the library does, and is the least: without
-%% any of its commands something fails.
+%% The ACL rules of the README suffice for everything that the library does, and are the least: without
+%% any of their commands something is denied.
 -module(emqx_redis_acl_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
 -include_lib("stdlib/include/assert.hrl").
 
--export([all/0, init_per_testcase/2, end_per_testcase/2]).
--export([the_rule_suffices/1, nothing_in_the_rule_is_idle/1]).
+-compile([export_all, nowarn_export_all]).
 
-all() -> [the_rule_suffices, nothing_in_the_rule_is_idle].
+-define(SERVER, emqx_redis_test_server).
+-define(SET, emqx_redis_test_sentinels).
+-define(CLUSTER, emqx_redis_test_cluster).
+-define(HELPERS, emqx_redis_test_helpers).
+-define(TIMEOUT, 30000).
 
-init_per_testcase(_, Config) ->
-    Server = emqx_redis_test_server:start(#{}),
-    [{server, Server} | Config].
+suite() ->
+    [{timetrap, {seconds, 90}}].
 
-end_per_testcase(_, Config) ->
+all() ->
+    [
+        the_rule_of_a_server_suffices_and_nothing_in_it_is_idle,
+        the_rules_of_a_sentinel_set_suffice,
+        nothing_in_the_rules_of_a_sentinel_set_is_idle,
+        the_rule_of_a_cluster_suffices_and_nothing_in_it_is_idle,
+        nothing_that_clusters_alone_need_is_idle
+    ].
+
+end_per_testcase(_Case, _Config) ->
     _ = emqx_redis_storage:stop(),
-    emqx_redis_test_server:stop(?config(server, Config)).
-
-the_rule_suffices(Config) ->
-    Server = ?config(server, Config),
-    set_user(Server, ["~test:*" | permissions(Config)]),
-    start(Server),
-    ?assertEqual([], use_everything(Server)).
-
-%% What Redis counts as called, over all that the library does, is what the rule allows.
-nothing_in_the_rule_is_idle(Config) ->
-    Server = ?config(server, Config),
-    set_user(Server, ["~test:*" | permissions(Config)]),
-    _ = emqx_redis_test_server:cli(Server, ["CONFIG", "RESETSTAT"]),
-    start(Server, 1),
-    ok = emqx_redis_storage:stop(),
-    start(Server),
-    [] = use_everything(Server),
-    Info = emqx_redis_test_server:cli(Server, ["INFO", "commandstats"]),
-    {match, Called} = re:run(Info, "cmdstat_([a-z|]+):", [global, {capture, [1], list}]),
-    Allowed = [Name || "+" ++ Name <- permissions(Config)],
-    ?assertEqual([], Allowed -- lists:append(Called)).
+    ok = emqx_redis_test_topology:stop_all(),
+    ok = ?SERVER:stop_all(),
+    ?assertEqual([], ?HELPERS:stray_messages(20)).
 
 %%--------------------------------------------------------------------
-%% Internal
+%% One server
+%%--------------------------------------------------------------------
+
+%% What Redis counts as called, over all that the library does, is what the rule allows.
+the_rule_of_a_server_suffices_and_nothing_in_it_is_idle(Config) ->
+    Server = ?SERVER:start(),
+    Rule = rule(single, Config),
+    allow([Server], Rule),
+    %% Another database than the first is chosen anew on each connection.
+    start(?SERVER:config(Server), #{database => 1}),
+    ok = emqx_redis_storage:stop(),
+    start(?SERVER:config(Server), #{}),
+    ?assertEqual([], use_everything(single(Server))),
+    ?assertEqual([], denied([Server])),
+    ?assertEqual([], commands(Rule) -- called([Server])).
+
+single(Server) ->
+    #{
+        servers => [Server],
+        cli => fun(_Key, Command) -> ?SERVER:cli(Server, Command) end,
+        name => fun(Client) -> Client end
+    }.
+
+%%--------------------------------------------------------------------
+%% Sentinels
+%%--------------------------------------------------------------------
+
+the_rules_of_a_sentinel_set_suffice(Config) ->
+    Set = start_set(rule(sentinel, Config), rule(watcher, Config)),
+    start(sentinel_config(Set), #{}),
+    ?assertEqual([], use_everything(single(?SET:master(Set)))),
+    follow_failover(Set),
+    ?assertEqual(ok, emqx_redis_session:save_session(<<"c9">>, x)),
+    ?assertEqual([], denied(?SET:servers(Set) ++ ?SET:sentinels(Set))).
+
+%% What one server needs is not idle here either. Sentinels and tests call some commands themselves, so
+%% that calls prove nothing: but what is taken away is missed.
+nothing_in_the_rules_of_a_sentinel_set_is_idle(Config) ->
+    [Single, Rule, Watcher] = [rule(Name, Config) || Name <- [single, sentinel, watcher]],
+    ?assertEqual(["+role"], Rule -- Single),
+    ?assertEqual([], Single -- Rule),
+    Set = start_set(Rule -- ["+role"], Watcher),
+    start(sentinel_config(Set), #{}),
+    New = follow_failover(Set),
+    ?assert(lists:member("role", denied([New]))),
+    [Sentinel] = ?SET:sentinels(Set),
+    [
+        begin
+            ok = emqx_redis_storage:stop(),
+            allow([Sentinel], "watcher", Watcher -- ["+" ++ Command]),
+            ok = emqx_redis_storage:start(sentinel_config(Set)),
+            ?HELPERS:wait_until(fun() -> lists:member(Command, denied([Sentinel])) end, ?TIMEOUT)
+        end
+     || Command <- commands(Watcher)
+    ].
+
+start_set(Rule, Watcher) ->
+    Set = ?SET:start(#{replicas => 1, sentinels => 1, quorum => 1}),
+    allow(?SET:servers(Set), Rule),
+    allow(?SET:sentinels(Set), "watcher", Watcher),
+    Set.
+
+sentinel_config(Set) ->
+    #{redis := Redis} = Config = ?SET:config(Set),
+    Config#{redis := Redis#{sentinel_username => <<"watcher">>, sentinel_password => <<"secret">>}}.
+
+%% Whom a sentinel names anew is asked for its role.
+follow_failover(Set) ->
+    New = ?SET:failover(Set),
+    Address = ?SET:address(Set, New),
+    ?HELPERS:wait_until(
+        fun() ->
+            #{connections := [#{server := Server, state := State} | _]} = emqx_redis_storage:status(),
+            {Server, State} =:= {Address, connected}
+        end,
+        ?TIMEOUT
+    ),
+    New.
+
+%%--------------------------------------------------------------------
+%% Clusters
+%%--------------------------------------------------------------------
+
+the_rule_of_a_cluster_suffices_and_nothing_in_it_is_idle(Config) ->
+    Cluster = ?CLUSTER:start(#{masters => 2, replicas => 0}),
+    Nodes = ?CLUSTER:nodes(Cluster),
+    Rule = rule(cluster, Config),
+    allow(Nodes, Rule),
+    start(?CLUSTER:config(Cluster), #{}),
+    ?assertEqual([], use_everything(clustered(Cluster))),
+    ?assertEqual([], use_moving_slot(Cluster)),
+    ?assertEqual([], denied(Nodes)),
+    ?assertEqual([], commands(Rule) -- called(Nodes)).
+
+%% Tests call these commands themselves, so that calls prove nothing: but what is taken away is missed.
+nothing_that_clusters_alone_need_is_idle(Config) ->
+    [Single, Rule] = [rule(Name, Config) || Name <- [single, cluster]],
+    ?assertEqual(["+cluster|info", "+cluster|slots", "+asking"], Rule -- Single),
+    ?assertEqual(["+select"], Single -- Rule),
+    Cluster = ?CLUSTER:start(#{masters => 2, replicas => 0}),
+    Nodes = ?CLUSTER:nodes(Cluster),
+    allow(Nodes, Rule -- ["+asking"]),
+    start(?CLUSTER:config(Cluster), #{}),
+    _ = use_moving_slot(Cluster),
+    ?assert(lists:member("asking", denied(Nodes))),
+    [
+        begin
+            ok = emqx_redis_storage:stop(),
+            allow(Nodes, Rule -- ["+" ++ Command]),
+            ok = emqx_redis_storage:start(settings(?CLUSTER:config(Cluster), #{})),
+            ?HELPERS:wait_until(fun() -> lists:member(Command, denied(Nodes)) end, ?TIMEOUT)
+        end
+     || Command <- ["cluster|info", "cluster|slots"]
+    ].
+
+clustered(Cluster) ->
+    #{
+        servers => ?CLUSTER:nodes(Cluster),
+        cli => fun(Key, Command) -> ?CLUSTER:command_by_key(Cluster, Key, Command) end,
+        name => fun(Client) -> ["{", Client, "}"] end
+    }.
+
+%% Of a slot that is on its way the new owner is asked for what the old one does not have any more.
+use_moving_slot(Cluster) ->
+    ok = emqx_redis_session:save_session(<<"moving">>, x),
+    Slot = ?CLUSTER:key_slot("moving"),
+    [Target] = ?CLUSTER:masters(Cluster) -- [?CLUSTER:owner(Cluster, Slot)],
+    ok = ?CLUSTER:begin_move(Cluster, Slot, Target),
+    _ = ?CLUSTER:move_keys(Cluster, Slot, Target, all),
+    Result = emqx_redis_session:load_session(<<"moving">>),
+    ok = ?CLUSTER:finish_move(Cluster, Slot, Target),
+    [Result || is_error(Result)].
+
+%%--------------------------------------------------------------------
+%% Internal: rules
 %%--------------------------------------------------------------------
 
 %% `+command' and `-@all', as the README has them.
-permissions(Config) ->
+rule(Name, Config) ->
     Readme = filename:join(project(?config(data_dir, Config)), "README.md"),
     {ok, Text} = file:read_file(Readme),
-    {match, [Rule]} = re:run(Text, "user emqx on >PASSWORD ~\\* (.*)", [{capture, [1], list}]),
-    string:lexemes(Rule, " ").
+    Pattern = "^    user (emqx|watcher) on >PASSWORD (?:~\\* )?(resetchannels .*)$",
+    {match, Rules} = re:run(Text, Pattern, [global, multiline, {capture, [1, 2], list}]),
+    %% In this order, each on a line of its own.
+    [["emqx", Single], ["emqx", Sentinel], ["watcher", Watcher], ["emqx", Cluster]] = Rules,
+    Named = #{single => Single, sentinel => Sentinel, watcher => Watcher, cluster => Cluster},
+    string:lexemes(maps:get(Name, Named), " ").
+
+commands(Rule) -> [Command || "+" ++ Command <- Rule].
 
 project(Folder) ->
     case filelib:is_file(filename:join(Folder, "README.md")) of
@@ -55,54 +188,91 @@ project(Folder) ->
         false -> project(filename:dirname(Folder))
     end.
 
-set_user(Server, Rules) ->
-    <<"OK">> = emqx_redis_test_server:cli(Server, ["ACL", "SETUSER", "emqx", "on", ">secret" | Rules]).
+allow(Servers, Rule) -> allow(Servers, "emqx", ["~test:*" | Rule]).
 
-start(Server) -> start(Server, 0).
+%% From now on is counted what is called, and noted what is denied.
+allow(Servers, User, Rule) ->
+    [
+        begin
+            _ = ?SERVER:cli(Server, ["ACL", "DELUSER", User]),
+            <<"OK">> = ?SERVER:cli(Server, ["ACL", "SETUSER", User, "on", ">secret" | Rule]),
+            <<"OK">> = ?SERVER:cli(Server, ["ACL", "LOG", "RESET"]),
+            %% Sentinels do not know it.
+            ?SERVER:cli(Server, ["CONFIG", "RESETSTAT"])
+        end
+     || Server <- Servers
+    ].
 
-start(Server, Database) ->
-    #{redis := Redis} = Config = emqx_redis_test_server:config(Server),
-    ok = emqx_redis_storage:start(Config#{
-        redis := Redis#{username => <<"emqx">>, password => <<"secret">>, database => Database},
-        key_prefix => <<"test:">>
-    }),
-    await_connects(2).
+denied(Servers) ->
+    Entries = [Entry || Server <- Servers, Entry <- ?SERVER:cli(Server, ["ACL", "LOG"])],
+    lists:usort([binary_to_list(field(<<"object">>, Entry)) || Entry <- Entries]).
 
-await_connects(Count) ->
-    emqx_redis_test_helpers:wait_until(fun() ->
-        #{connected := Connected, counters := Counters} = emqx_redis_storage:status(),
-        Connected andalso maps:get(connects, Counters) >= Count
-    end).
+field(Name, [Name, Value | _]) -> Value;
+field(Name, [_, _ | Rest]) -> field(Name, Rest).
+
+called(Servers) ->
+    lists:append([
+        lists:append(Called)
+     || Server <- Servers,
+        {match, Called} <- [
+            re:run(?SERVER:cli(Server, ["INFO", "commandstats"]), "cmdstat_([a-z|-]+):", [
+                global, {capture, [1], list}
+            ])
+        ]
+    ]).
+
+%%--------------------------------------------------------------------
+%% Internal: the storage
+%%--------------------------------------------------------------------
+
+settings(#{redis := Redis} = Config, More) ->
+    Login = #{username => <<"emqx">>, password => <<"secret">>},
+    Config#{redis := maps:merge(maps:merge(Redis, Login), More), key_prefix => <<"test:">>}.
+
+start(Config, More) ->
+    ok = emqx_redis_storage:start(settings(Config, More)),
+    connected().
+
+connected() ->
+    ?HELPERS:wait_until(fun() -> maps:get(connected, emqx_redis_storage:status()) end, ?TIMEOUT).
+
+connects() ->
+    #{counters := #{connects := Connects}} = emqx_redis_storage:status(),
+    Connects.
 
 %% Does everything there is to do, and answers what went wrong.
-use_everything(Server) ->
+use_everything(#{servers := Servers, cli := Cli, name := Name}) ->
     Id = <<"m1">>,
     Message = #{id => Id, timestamp => 1},
+    Change = fun(Command, Key, Arguments) -> Cli(Key, [Command, Key | Arguments]) end,
     Repaired = fun() ->
-        _ = emqx_redis_test_server:cli(Server, ["SET", "test:msgq:broken", "x"]),
+        <<"OK">> = Change("SET", ["test:msgq:", Name("broken")], ["x"]),
         {error, {partial, _}} = emqx_redis_message:store_message(<<"broken">>, Message),
         emqx_redis_message:store_message(<<"broken">>, Message)
     end,
     Lost = fun() ->
         ok = emqx_redis_message:store_message(<<"lost">>, Message),
-        _ = emqx_redis_test_server:cli(Server, ["DEL", "test:msg:lost:m1"]),
+        1 = Change("DEL", ["test:msg:", Name("lost"), ":m1"], []),
         emqx_redis_message:get_messages(<<"lost">>, 0, 10)
     end,
     Replaced = fun() ->
         ok = emqx_redis_message:store_message(<<"replaced">>, Message),
-        _ = emqx_redis_test_server:cli(Server, ["DEL", "test:msg:replaced:m1"]),
-        _ = emqx_redis_test_server:cli(Server, ["HSET", "test:msg:replaced:m1", "a", "b"]),
+        1 = Change("DEL", ["test:msg:", Name("replaced"), ":m1"], []),
+        1 = Change("HSET", ["test:msg:", Name("replaced"), ":m1"], ["a", "b"]),
         {error, {partial, _}} = emqx_redis_message:get_messages(<<"replaced">>, 0, 10),
         emqx_redis_message:get_messages(<<"replaced">>, 0, 10)
     end,
     Durable = fun() ->
-        Options = #{epoch => 2, durability => {replicas, 1}, timeout => 300},
-        {error, {not_durable, 0}} = emqx_redis_session:save_session(<<"c">>, data, Options),
+        Options = #{epoch => 2, durability => {replicas, 2}, timeout => 300},
+        {error, {not_durable, _}} = emqx_redis_session:save_session(<<"c">>, data, Options),
         ok
     end,
     Reconnected = fun() ->
-        _ = emqx_redis_test_server:cli(Server, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]),
-        ok = await_connects(4)
+        Connects = connects(),
+        Kill = ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"],
+        _ = [?SERVER:cli(Server, Kill) || Server <- Servers],
+        ok = ?HELPERS:wait_until(fun() -> connects() > Connects end, ?TIMEOUT),
+        connected()
     end,
     Steps = [
         Reconnected,
@@ -123,9 +293,10 @@ use_everything(Server) ->
         fun() -> emqx_redis_message:delete_messages(<<"c">>, #{epoch => 2}) end,
         fun() -> emqx_redis_router:add_route(<<"a/+">>, node()) end,
         fun() -> emqx_redis_router:add_route(<<"a/b">>, node()) end,
-        fun() -> emqx_redis_router:add_route(<<"b/+">>, node()) end,
+        fun() -> emqx_redis_router:add_route(<<"a/+/c">>, node()) end,
         fun() -> emqx_redis_router:match_routes(<<"a/b">>) end,
         fun() -> emqx_redis_router:topics() end,
+        fun() -> emqx_redis_router:delete_route(<<"a/+/c">>, node()) end,
         fun() -> emqx_redis_router:delete_route(<<"a/+">>, node()) end,
         fun() -> emqx_redis_router:delete_route(<<"a/b">>, node()) end,
         Repaired,

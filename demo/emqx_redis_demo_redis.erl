@@ -13,7 +13,7 @@
 -define(SERVER, emqx_redis_test_server).
 -define(SENTINELS, emqx_redis_test_sentinels).
 -define(CLUSTER, emqx_redis_test_cluster).
--define(RESTART_PAUSE, 2000).
+-define(RESTART_PAUSE, 500).
 
 -spec kinds() -> [kind()].
 kinds() -> [single, sentinel, cluster].

@@ -127,7 +127,7 @@ do(grow_and_shrink, Topology, Fault) ->
 
 %% Sometimes it is back at once.
 time_away(#{way := both}) -> 0;
-time_away(#{ms := Milliseconds}) -> min(Milliseconds, 5000).
+time_away(#{ms := Milliseconds}) -> Milliseconds div 2.
 
 freeze(Text, Server, #{ms := Milliseconds}) ->
     ok = ?SERVER:pause(Server),

@@ -13,6 +13,7 @@
 -define(SERVER, emqx_redis_test_server).
 -define(HELPERS, emqx_redis_test_helpers).
 -define(STORAGE, emqx_redis_test_storage).
+-define(WRITERS, emqx_redis_test_writers).
 %% A request that waits for a slot to be whole.
 -define(PATIENT, #{timeout => 30000}).
 
@@ -290,6 +291,8 @@ half_moved(Config, WhichMove) ->
     {ok, Count} = ?SESSION:count_sessions(),
     ?assert(lists:member(Count - length(Others), [3, 4]), Count),
     Slowest = lists:max([element(1, timer:tc(fun() -> use(C) end)) || C <- Others, _ <- [1, 2]]),
+    %% Who will not wait for that long is told so, and nothing is done.
+    ?assertEqual({error, timeout}, ?SESSION:save_session(Apart, never, #{timeout => 200})),
     ?assert(erlang:monotonic_time(millisecond) - Begin < 4500),
     ct:pal("slowest operation elsewhere: ~b us", [Slowest]),
     ?assert(Slowest < 1000000, Slowest),
@@ -351,7 +354,7 @@ order_while_a_slot_moves_to_and_fro(Config) ->
     Cluster = cluster(Config),
     Clients = same_slot(8),
     Slot = ?CLUSTER:key_slot(session_key(hd(Clients))),
-    {Workers, Stop} = start_workers([[C] || C <- Clients]),
+    Writers = ?WRITERS:start([[C] || C <- Clients]),
     [
         begin
             [Target | _] = ?CLUSTER:masters(Cluster) -- [?CLUSTER:owner(Cluster, Slot)],
@@ -363,12 +366,12 @@ order_while_a_slot_moves_to_and_fro(Config) ->
         end
      || N <- lists:seq(1, 40)
     ],
-    Written = await_workers(Workers, Stop),
-    check_written(Written).
+    Written = ?WRITERS:stop(Writers),
+    ?WRITERS:check(Written).
 
 moving_slots_lose_nothing(Config) ->
     Cluster = cluster(Config),
-    {Workers, Stop} = start_workers([ids(["w", integer_to_list(N), "-"], 60) || N <- lists:seq(1, 32)]),
+    Writers = ?WRITERS:start([ids(["w", integer_to_list(N), "-"], 60) || N <- lists:seq(1, 32)]),
     [A, B, C] = ?CLUSTER:masters(Cluster),
     [
         begin
@@ -377,22 +380,22 @@ moving_slots_lose_nothing(Config) ->
         end
      || {From, To} <- [{A, B}, {B, C}, {C, A}]
     ],
-    Written = await_workers(Workers, Stop),
-    check_written(Written),
+    Written = ?WRITERS:stop(Writers),
+    ?WRITERS:check(Written),
     #{counters := #{redirected := Redirected}} = emqx_redis_storage:status(),
     ct:pal("~b redirections", [Redirected]),
     ?assert(Redirected > 0).
 
 nodes_come_and_go(Config) ->
     Cluster = cluster(Config),
-    {Workers, Stop} = start_workers([ids(["n", integer_to_list(N), "-"], 60) || N <- lists:seq(1, 8)]),
+    Writers = ?WRITERS:start([ids(["n", integer_to_list(N), "-"], 60) || N <- lists:seq(1, 8)]),
     Masters = [First | _] = ?CLUSTER:masters(Cluster),
     New = ?CLUSTER:add_master(Cluster),
     _ = [?CLUSTER:reshard(Cluster, Master, New, 300) || Master <- Masters],
     timer:sleep(300),
     ok = ?CLUSTER:remove_master(Cluster, New),
     timer:sleep(300),
-    check_written(await_workers(Workers, Stop)),
+    ?WRITERS:check(?WRITERS:stop(Writers)),
     ?assertEqual(lists:sort(Masters), lists:sort(?CLUSTER:masters(Cluster))),
     %% Nobody connects to it any more.
     ?HELPERS:wait_until(fun() ->
@@ -400,81 +403,6 @@ nodes_come_and_go(Config) ->
         lists:all(fun(#{state := State}) -> State =:= connected end, Connections)
     end),
     ?assert(lists:member(First, ?CLUSTER:masters(Cluster))).
-
-%%--------------------------------------------------------------------
-%% Workers: each counts up on clients of its own, in bursts and one by one, and every request must be done
-%%--------------------------------------------------------------------
-
-start_workers(Shares) ->
-    Stop = atomics:new(1, []),
-    Workers = [spawn_monitor(fun() -> exit({written, work(Clients, Stop, 1, #{})}) end) || Clients <- Shares],
-    {Workers, Stop}.
-
-await_workers(Workers, Stop) ->
-    ok = atomics:put(Stop, 1, 1),
-    Written = [
-        receive
-            {'DOWN', Monitor, process, Pid, {written, Written}} -> Written;
-            {'DOWN', Monitor, process, Pid, Reason} -> error(Reason)
-        end
-     || {Pid, Monitor} <- Workers
-    ],
-    lists:foldl(fun maps:merge/2, #{}, Written).
-
-work(Clients, Stop, N, Written) ->
-    case atomics:get(Stop, 1) of
-        1 ->
-            Written;
-        0 ->
-            C = lists:nth(rand:uniform(length(Clients)), Clients),
-            Before = maps:get(C, Written, {0, []}),
-            After =
-                case N rem 2 of
-                    0 -> one_by_one(C, N, Before);
-                    1 -> burst(C, N, Before)
-                end,
-            work(Clients, Stop, N + 1, Written#{C => After})
-    end.
-
-%% {The last session, the ids of the messages that wait}
-one_by_one(C, N, {Last, Ids}) ->
-    Id = integer_to_binary(N),
-    {Last, ok} = {Last, ?SESSION:save_session(C, Last + 1, ?PATIENT)},
-    ok = ?MESSAGE:store_message(C, #{id => Id}, ?PATIENT),
-    {ok, Found} = ?SESSION:load_session(C),
-    ?assertEqual({C, Last + 1}, {C, Found}),
-    {Acknowledged, Left} = lists:split(max(0, length(Ids) - 5), Ids),
-    [ok = ?MESSAGE:ack_message(C, Done, ?PATIENT) || Done <- Acknowledged],
-    {Last + 1, Left ++ [Id]}.
-
-burst(C, N, {Last, Ids}) ->
-    Id = integer_to_binary(N),
-    Saves = [?SESSION:save_session_async(C, Last + Up, ?PATIENT) || Up <- lists:seq(1, 5)],
-    Load = ?SESSION:load_session_async(C),
-    Store = ?MESSAGE:store_message_async(C, #{id => Id}, ?PATIENT),
-    Get = ?MESSAGE:get_messages_async(C, 0, 1000),
-    Acks = [?MESSAGE:ack_message_async(C, Old, ?PATIENT) || Old <- Ids],
-    Again = ?MESSAGE:get_messages_async(C, 0, 1000),
-    Save = ?SESSION:save_session_async(C, Last + 6, ?PATIENT),
-    Reload = ?SESSION:load_session_async(C),
-    Expected =
-        [{R, ok} || R <- Saves ++ [Store, Save | Acks]] ++
-            [{Load, {ok, Last + 5}}, {Reload, {ok, Last + 6}}] ++
-            [{Get, {ok, [#{id => Each} || Each <- Ids ++ [Id]]}}, {Again, {ok, [#{id => Id}]}}],
-    Found = [{R, emqx_redis_storage:receive_response(R, 20000)} || {R, _} <- Expected],
-    ?assertEqual({C, [{R, {reply, Result}} || {R, Result} <- Expected]}, {C, Found}),
-    {Last + 6, [Id]}.
-
-check_written(Written) ->
-    maps:foreach(
-        fun(C, {Last, Ids}) ->
-            ?assertEqual({C, {ok, Last}}, {C, ?SESSION:load_session(C)}),
-            ?assertEqual({C, {ok, [#{id => Id} || Id <- Ids]}}, {C, ?MESSAGE:get_messages(C, 0, 1000)})
-        end,
-        Written
-    ),
-    ct:pal("~b clients, ~b saves", [map_size(Written), lists:sum([N || {N, _} <- maps:values(Written)])]),
-    ?assertEqual({ok, map_size(Written)}, ?SESSION:count_sessions()).
 
 %%--------------------------------------------------------------------
 %% Internal

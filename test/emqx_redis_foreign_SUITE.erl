@@ -12,6 +12,12 @@ suite() ->
     [{timetrap, {minutes, 1}}].
 
 all() ->
+    [{group, single}, {group, cluster}].
+
+groups() ->
+    [{single, cases()}, {cluster, cases()}].
+
+cases() ->
     [
         a_value_of_another_type_is_moved_away,
         garbage_where_an_epoch_should_be,
@@ -21,9 +27,9 @@ all() ->
         one_client_does_not_harm_the_others
     ].
 
-init_per_suite(Config) -> ?STORAGE:start(Config).
+init_per_group(Topology, Config) -> ?STORAGE:start([{topology, Topology} | Config]).
 
-end_per_suite(Config) -> ?STORAGE:stop(Config).
+end_per_group(_Topology, Config) -> ?STORAGE:stop(Config).
 
 init_per_testcase(_Case, Config) -> ?STORAGE:reset(Config).
 
@@ -50,10 +56,12 @@ a_value_of_another_type_is_moved_away(Config) ->
     Remove = fun() -> emqx_redis_router:delete_route(Filter, node()) end,
     Match = fun() -> emqx_redis_router:match_routes(<<"a/b">>) end,
     Topics = fun() -> emqx_redis_router:topics() end,
+    Names = names(Config),
+    %% In a cluster nothing is listed of a slot whose sessions are counted as none.
     Cases = [
         {<<"session:c:1">>, [Save, Load, Claim]},
         {<<"epoch:c:1">>, [Save, Delete, Claim, Ack, Clear]},
-        {<<"sync:sessions">>, [Save, Delete, List]},
+        {<<"sync:sessions">>, [Save, Delete | [List || ?STORAGE:topology(Config) =:= single]]},
         {<<"expiry:sessions">>, [Save, Delete, List, Count]},
         {<<"msgq:c:1">>, [Store, Limited, Get, Ack, Clear]},
         {<<"sync:messages">>, [Store, Limited, Ack]},
@@ -67,7 +75,7 @@ a_value_of_another_type_is_moved_away(Config) ->
     [
         begin
             ?STORAGE:reset(Config),
-            1 = ?STORAGE:cli(Config, ["LPUSH", Key, "theirs"]),
+            1 = ?STORAGE:cli(Config, ["LPUSH", maps:get(Key, Names), "theirs"]),
             Case = {Key, N},
             First = Operation(),
             %% The sweeper may have come first.
@@ -87,7 +95,7 @@ garbage_where_an_epoch_should_be(Config) ->
     [
         begin
             ?STORAGE:reset(Config),
-            <<"OK">> = ?STORAGE:cli(Config, ["SET", "epoch:c:1", Garbage]),
+            <<"OK">> = ?STORAGE:cli(Config, ["SET", ?STORAGE:key(Config, {epoch, ?C}), Garbage]),
             ?assertMatch({error, {partial, _}}, Operation(), Garbage),
             ?assertEqual(1, length(moved(Config))),
             ?assertMatch({ok, #{epoch := 1}}, emqx_redis_session:claim_session(?C, #{}))
@@ -103,11 +111,12 @@ garbage_where_an_epoch_should_be(Config) ->
 
 garbage_where_a_session_should_be(Config) ->
     %% A hash without our field is no session.
-    1 = ?STORAGE:cli(Config, ["HSET", "session:c:1", "other", "1"]),
+    Key = ?STORAGE:key(Config, {session, ?C}),
+    1 = ?STORAGE:cli(Config, ["HSET", Key, "other", "1"]),
     ?assertEqual({error, not_found}, emqx_redis_session:load_session(?C)),
     [
         begin
-            _ = ?STORAGE:cli(Config, ["HSET", "session:c:1", "data", Garbage]),
+            _ = ?STORAGE:cli(Config, ["HSET", Key, "data", Garbage]),
             Load = emqx_redis_session:load_session(?C),
             ?assertMatch({error, {undecodable, #{reason := _}}}, Load, Garbage),
             Claim = emqx_redis_session:claim_session(?C, #{}),
@@ -118,7 +127,7 @@ garbage_where_a_session_should_be(Config) ->
         ]
     ],
     %% It can be taken over all the same.
-    Epoch = binary_to_integer(?STORAGE:cli(Config, ["GET", "epoch:c:1"])),
+    Epoch = binary_to_integer(?STORAGE:cli(Config, ["GET", ?STORAGE:key(Config, {epoch, ?C})])),
     ok = emqx_redis_session:save_session(?C, new, #{epoch => Epoch}),
     ?assertEqual({ok, new}, emqx_redis_session:load_session(?C)).
 
@@ -126,7 +135,7 @@ garbage_where_a_message_should_be(Config) ->
     [
         begin
             [ok = emqx_redis_message:store_message(?C, #{id => <<N>>}) || N <- [1, 2, 3]],
-            <<"OK">> = ?STORAGE:cli(Config, ["SET", <<"msg:c%3A1:", 2>>, Garbage]),
+            <<"OK">> = ?STORAGE:cli(Config, ["SET", ?STORAGE:key(Config, {message, ?C, <<2>>}), Garbage]),
             Bad = emqx_redis_message:get_messages(?C, 0, 10),
             ?assertMatch({error, {undecodable, #{message_id := <<2>>, reason := _}}}, Bad, Garbage),
             ?assertEqual({ok, [#{id => <<1>>}]}, emqx_redis_message:get_messages(?C, 0, 1)),
@@ -138,7 +147,7 @@ garbage_where_a_message_should_be(Config) ->
 
 a_message_of_another_type(Config) ->
     [ok = emqx_redis_message:store_message(?C, #{id => <<N>>}) || N <- [1, 2, 3]],
-    Key = <<"msg:c%3A1:", 2>>,
+    Key = ?STORAGE:key(Config, {message, ?C, <<2>>}),
     1 = ?STORAGE:cli(Config, ["DEL", Key]),
     1 = ?STORAGE:cli(Config, ["LPUSH", Key, "theirs"]),
     ?assertMatch({error, {partial, _}}, emqx_redis_message:get_messages(?C, 0, 10)),
@@ -147,7 +156,8 @@ a_message_of_another_type(Config) ->
     ?assertEqual([<<"theirs">>], ?STORAGE:cli(Config, ["LRANGE", Moved, 0, -1])).
 
 one_client_does_not_harm_the_others(Config) ->
-    <<"OK">> = ?STORAGE:cli(Config, ["SET", "msgq:bad", "theirs"]),
+    Key = ?STORAGE:key(Config, {queue, <<"bad">>}),
+    <<"OK">> = ?STORAGE:cli(Config, ["SET", Key, "theirs"]),
     M = #{id => <<"m">>},
     [
         begin
@@ -159,13 +169,21 @@ one_client_does_not_harm_the_others(Config) ->
             ?assertEqual({ok, [M]}, emqx_redis_message:get_messages(<<"z">>, 0, 10)),
             ?assertEqual(ok, emqx_redis_message:store_message_for([<<"a">>, <<"bad">>, <<"z">>], M, Opts)),
             ?assertEqual({ok, [M]}, emqx_redis_message:get_messages(<<"bad">>, 0, 10)),
-            1 = ?STORAGE:cli(Config, ["DEL", "msgq:bad"]),
-            <<"OK">> = ?STORAGE:cli(Config, ["SET", "msgq:bad", "theirs"])
+            1 = ?STORAGE:cli(Config, ["DEL", Key]),
+            <<"OK">> = ?STORAGE:cli(Config, ["SET", Key, "theirs"])
         end
      || Opts <- [#{}, #{max_queue => 3}]
     ].
 
 %% Internal
+
+%% What all that is stored of one client and one wildcard filter is called here.
+names(Config) ->
+    {ok, #{epoch := Epoch}} = emqx_redis_session:claim_session(?C, #{}),
+    ok = emqx_redis_session:save_session(?C, 1, #{epoch => Epoch}),
+    ok = emqx_redis_message:store_message(?C, #{id => <<"m">>}),
+    ok = emqx_redis_router:add_route(<<"a/+">>, node()),
+    ?STORAGE:named_keys(Config).
 
 is_partial({error, {partial, Text}}) -> is_binary(Text);
 is_partial(_) -> false.

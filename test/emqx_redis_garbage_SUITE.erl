@@ -11,6 +11,12 @@
 -import(emqx_redis_router, [add_route/2, match_routes/1]).
 
 all() ->
+    [{group, single}, {group, cluster}].
+
+groups() ->
+    [{single, cases()}, {cluster, cases()}].
+
+cases() ->
     [
         a_member_of_the_expiry_index_that_is_none_of_ours,
         a_foreign_queue_holds_up_no_other_client,
@@ -20,10 +26,10 @@ all() ->
         a_page_is_full_after_keys_were_deleted_by_hand
     ].
 
-init_per_suite(Config) ->
-    ?STORAGE:start(Config).
+init_per_group(Topology, Config) ->
+    ?STORAGE:start([{topology, Topology} | Config]).
 
-end_per_suite(Config) ->
+end_per_group(_Topology, Config) ->
     ?STORAGE:stop(Config).
 
 init_per_testcase(_Case, Config) ->
@@ -32,60 +38,83 @@ init_per_testcase(_Case, Config) ->
 a_member_of_the_expiry_index_that_is_none_of_ours(Config) ->
     Message = #{id => <<"1">>},
     ok = store_message(<<"c">>, Message),
-    1 = ?STORAGE:cli(Config, ["ZADD", "expiry:messages", 0, "no colon"]),
+    #{<<"expiry:messages">> := Index} = ?STORAGE:named_keys(Config),
+    1 = ?STORAGE:cli(Config, ["ZADD", Index, 0, "no colon"]),
     {ok, [Message]} = get_messages(<<"c">>, 0, 10),
-    [<<"c:1">>] = ?STORAGE:cli(Config, ["ZRANGE", "expiry:messages", 0, -1]).
+    Members = [member(Config, <<"c">>, <<"1">>)],
+    Members = ?STORAGE:cli(Config, ["ZRANGE", Index, 0, -1]).
 
 %% Messages of one client that expire are noticed by whoever comes first.
 a_foreign_queue_holds_up_no_other_client(Config) ->
     Message = #{id => <<"1">>},
-    ok = store_message(<<"a">>, Message, #{ttl => 1}),
-    ok = store_message(<<"b">>, Message),
-    <<"OK">> = ?STORAGE:cli(Config, ["SET", "msgq:a", "foreign"]),
+    {A, B} = neighbours(Config),
+    ok = store_message(A, Message, #{ttl => 1}),
+    ok = store_message(B, Message),
+    #{<<"expiry:messages">> := Index} = ?STORAGE:named_keys(Config),
+    <<"OK">> = ?STORAGE:cli(Config, ["SET", ?STORAGE:key(Config, {queue, A}), "foreign"]),
     timer:sleep(1100),
-    {ok, [Message]} = get_messages(<<"b">>, 0, 10),
-    [<<"b:1">>] = ?STORAGE:cli(Config, ["ZRANGE", "expiry:messages", 0, -1]),
-    {error, {partial, _}} = get_messages(<<"a">>, 0, 10),
-    {ok, []} = get_messages(<<"a">>, 0, 10).
+    {ok, [Message]} = get_messages(B, 0, 10),
+    Members = [member(Config, B, <<"1">>)],
+    Members = ?STORAGE:cli(Config, ["ZRANGE", Index, 0, -1]),
+    {error, {partial, _}} = get_messages(A, 0, 10),
+    {ok, []} = get_messages(A, 0, 10).
+
+%% Clients of one index.
+neighbours(Config) ->
+    {<<"a">>, neighbour(Config, ?STORAGE:slot(Config, <<"a">>), 1)}.
+
+neighbour(Config, Slot, N) ->
+    Id = integer_to_binary(N),
+    case ?STORAGE:slot(Config, Id) of
+        Slot -> Id;
+        _ -> neighbour(Config, Slot, N + 1)
+    end.
+
+%% What stands for a message in the indexes.
+member(Config, Client, Id) ->
+    <<"msg:", Member/binary>> = ?STORAGE:key(Config, {message, Client, Id}),
+    Member.
 
 a_foreign_set_of_a_wildcard_filter(Config) ->
     ok = add_route(<<"a/+">>, n1),
     ok = add_route(<<"a/b">>, n2),
-    <<"OK">> = ?STORAGE:cli(Config, ["SET", "trie:a/+", "foreign"]),
+    #{<<"trie:a/+">> := Key} = ?STORAGE:named_keys(Config),
+    <<"OK">> = ?STORAGE:cli(Config, ["SET", Key, "foreign"]),
     {error, {partial, Text}} = match_routes(<<"a/b">>),
-    {match, _} = re:run(Text, "trie:a/\\+"),
+    {_, _} = binary:match(Text, Key),
     %% What the set held is put back.
     {ok, Routes} = match_routes(<<"a/b">>),
     [{<<"a/+">>, n1}, {<<"a/b">>, n2}] = lists:sort(Routes).
 
-%% Whatever stands in the way of the trie, or within it, no route is lost.
+%% Whatever stands in the way of the trie, or within it, no route is lost. All filters are of one shard.
 a_trie_that_is_none_of_ours(Config) ->
     Filters = [<<"f/", (integer_to_binary(N))/binary, "/+">> || N <- lists:seq(1, 450)],
     [ok = add_route(Filter, n1) || Filter <- Filters],
     ok = add_route(<<"$share/g/f/1/+">>, n2),
+    #{<<"trie">> := Trie} = ?STORAGE:named_keys(Config),
     Plants = [
-        ["SET", "trie", "foreign"],
-        ["HSET", "trie", "root", "garbage"],
-        ["HSET", "trie", "next", "garbage"]
+        ["SET", Trie, "foreign"],
+        ["HSET", Trie, "root", "garbage"],
+        ["HSET", Trie, "next", "garbage"]
     ],
     [a_trie_with(Config, Plant, Filters) || Plant <- Plants].
 
 a_trie_with(Config, Plant, Filters) ->
     _ = ?STORAGE:cli(Config, Plant),
-    {error, {partial, _}} = add_route(<<"new/", (list_to_binary(lists:last(Plant)))/binary, "/+">>, n1),
-    ok = add_route(<<"new/+">>, n1),
-    {ok, [{<<"new/+">>, n1}]} = match_routes(<<"new/x">>),
+    {error, {partial, _}} = add_route(<<"f/new/", (list_to_binary(lists:last(Plant)))/binary, "/+">>, n1),
+    ok = add_route(<<"f/new/+">>, n1),
+    {ok, [{<<"f/new/+">>, n1}]} = match_routes(<<"f/new/x">>),
     {ok, Shared} = match_routes(<<"f/1/x">>),
     [{<<"$share/g/f/1/+">>, n2}, {<<"f/1/+">>, n1}] = lists:sort(Shared),
     [
         {ok, [{Filter, n1}]} = match_routes(binary:replace(Filter, <<"+">>, <<"x">>))
      || Filter <- tl(Filters)
     ],
-    ok = emqx_redis_router:delete_route(<<"new/+">>, n1).
+    ok = emqx_redis_router:delete_route(<<"f/new/+">>, n1).
 
 an_epoch_that_can_not_be_raised(Config) ->
     ok = save_session(<<"c">>, session),
-    <<"OK">> = ?STORAGE:cli(Config, ["SET", "epoch:c", "9223372036854775807"]),
+    <<"OK">> = ?STORAGE:cli(Config, ["SET", ?STORAGE:key(Config, {epoch, <<"c">>}), "9223372036854775807"]),
     {error, {partial, _}} = claim_session(<<"c">>, #{}),
     {ok, #{epoch := 1, session := session}} = claim_session(<<"c">>, #{}).
 
@@ -93,6 +122,6 @@ a_page_is_full_after_keys_were_deleted_by_hand(Config) ->
     Messages = [#{id => integer_to_binary(N)} || N <- lists:seq(1, 2000)],
     ok = store_messages(<<"c">>, Messages),
     {Dead, Alive} = lists:split(1900, Messages),
-    _ = ?STORAGE:cli(Config, ["DEL" | [<<"msg:c:", Id/binary>> || #{id := Id} <- Dead]]),
+    _ = ?STORAGE:cli(Config, ["DEL" | [?STORAGE:key(Config, {message, <<"c">>, Id}) || #{id := Id} <- Dead]]),
     Page = lists:sublist(Alive, 20),
     {ok, Page} = get_messages(<<"c">>, 0, 20).

@@ -13,6 +13,12 @@ suite() ->
     [{timetrap, {minutes, 1}}].
 
 all() ->
+    [{group, single}, {group, cluster}].
+
+groups() ->
+    [{single, cases()}, {cluster, cases()}].
+
+cases() ->
     [
         expired_messages_are_gone,
         offsets_and_limits_count_live_messages_only,
@@ -31,9 +37,9 @@ all() ->
         misuse_raises_badarg
     ].
 
-init_per_suite(Config) -> ?STORAGE:start(Config).
+init_per_group(Topology, Config) -> ?STORAGE:start([{topology, Topology} | Config]).
 
-end_per_suite(Config) -> ?STORAGE:stop(Config).
+end_per_group(_Topology, Config) -> ?STORAGE:stop(Config).
 
 init_per_testcase(_Case, Config) -> ?STORAGE:reset(Config).
 
@@ -47,7 +53,7 @@ expired_messages_are_gone(Config) ->
     [{ok, [_, _, _, _]} = ?MESSAGE:get_messages(Client, 0, 10) || {Client, _} <- Pairs],
     timer:sleep(1010),
     [?assertEqual({ok, []}, ?MESSAGE:get_messages(Client, 0, 10)) || {Client, _} <- Pairs],
-    ?HELPERS:wait_until(fun() -> ?STORAGE:keys(Config) =:= [<<"meta">>] end, 3000).
+    ?HELPERS:wait_until(fun() -> ?STORAGE:keys(Config) =:= [<<"meta">>] end, ?STORAGE:sweep_time(Config)).
 
 offsets_and_limits_count_live_messages_only(Config) ->
     Ids = [integer_to_binary(N) || N <- lists:seq(1000, 1299)],
@@ -57,13 +63,13 @@ offsets_and_limits_count_live_messages_only(Config) ->
     %% Some vanish without our doing.
     {Stay, Vanish} = lists:split(90, [Id || Id <- Ids, not Short(Id)]),
     timer:sleep(1010),
-    1 = ?STORAGE:cli(Config, ["DEL", ["msg:c:", hd(Vanish)]]),
+    1 = ?STORAGE:cli(Config, ["DEL", ?STORAGE:key(Config, {message, <<"c">>, hd(Vanish)})]),
     Live = [#{id => Id} || Id <- Stay ++ tl(Vanish)],
     ?assertEqual({ok, lists:sublist(Live, 50)}, ?MESSAGE:get_messages(<<"c">>, 0, 50)),
     ?assertEqual({ok, lists:sublist(Live, 81, 50)}, ?MESSAGE:get_messages(<<"c">>, 80, 50)),
     ?assertEqual({ok, Live}, ?MESSAGE:get_messages(<<"c">>, 0, 1000000)),
     ?assertEqual({ok, []}, ?MESSAGE:get_messages(<<"c">>, length(Live), 10)),
-    ?assertEqual(length(Live), ?STORAGE:cli(Config, ["ZCARD", "msgq:c"])).
+    ?assertEqual(length(Live), queue_length(Config, <<"c">>)).
 
 an_expired_message_stored_again_is_new(_Config) ->
     [
@@ -81,7 +87,7 @@ an_expired_message_stored_again_is_new(_Config) ->
 
 storing_again_renews_the_time_to_live(Config) ->
     M = #{id => <<"m">>},
-    Left = fun() -> ?STORAGE:cli(Config, ["TTL", "msg:c:m"]) end,
+    Left = fun() -> ?STORAGE:cli(Config, ["TTL", ?STORAGE:key(Config, {message, <<"c">>, <<"m">>})]) end,
     ok = ?MESSAGE:store_message(<<"c">>, M),
     ?assert(Left() > 86390),
     ok = ?MESSAGE:store_message(<<"c">>, M, #{ttl => infinity}),
@@ -156,7 +162,8 @@ a_lowered_limit_shortens_a_long_queue(Config) ->
     ?assertEqual(lists:sublist(Ids, 2991), Dropped),
     Left = [#{id => Id} || Id <- lists:nthtail(2991, Ids) ++ [<<"new">>]],
     ?assertEqual({ok, Left}, ?MESSAGE:get_messages(<<"c">>, 0, 100)),
-    [10 = ?STORAGE:cli(Config, ["ZCARD", Key]) || Key <- ["msgq:c", "sync:messages", "expiry:messages"]].
+    ?assertEqual(10, queue_length(Config, <<"c">>)),
+    [10 = ?STORAGE:index_size(Config, Index) || Index <- [<<"sync:messages">>, <<"expiry:messages">>]].
 
 expired_messages_make_room(_Config) ->
     [ok = ?MESSAGE:store_message(<<"c">>, #{id => <<N>>}, #{ttl => 1}) || N <- [1, 2, 3]],
@@ -265,3 +272,7 @@ misuse_raises_badarg(Config) ->
         ]
     end),
     ?assertEqual([<<"meta">>], ?STORAGE:keys(Config)).
+
+%% Internal
+
+queue_length(Config, Client) -> ?STORAGE:cli(Config, ["ZCARD", ?STORAGE:key(Config, {queue, Client})]).

@@ -14,27 +14,30 @@
 -define(MODEL, emqx_redis_test_model).
 -define(STORAGE, emqx_redis_test_storage).
 -define(HELPERS, emqx_redis_test_helpers).
--define(RUNS, 300).
 
 suite() ->
     [{timetrap, {minutes, 4}}].
 
 all() ->
+    [{group, single}, {group, cluster}].
+
+groups() ->
+    [{single, cases()}, {cluster, cases()}].
+
+cases() ->
     [sessions_and_messages_follow_the_model, values_round_trip_exactly].
 
-init_per_suite(Config) ->
-    ?STORAGE:start(Config).
+init_per_group(Topology, Config) -> ?STORAGE:start([{topology, Topology} | Config]).
 
-end_per_suite(Config) ->
-    ?STORAGE:stop(Config).
+end_per_group(_Topology, Config) -> ?STORAGE:stop(Config).
 
 init_per_testcase(_Case, Config) ->
     ?STORAGE:reset(Config).
 
 sessions_and_messages_follow_the_model(Config) ->
-    check(?FORALL(Bursts, list(burst()), follows(Bursts, Config))).
+    check(?FORALL(Bursts, list(burst()), follows(Bursts, Config)), Config).
 
-values_round_trip_exactly(_Config) ->
+values_round_trip_exactly(Config) ->
     check(
         ?FORALL({Client, Id, Value}, {name(), name(), value()}, begin
             Message = #{id => Id, payload => Value, Value => 1},
@@ -44,21 +47,28 @@ values_round_trip_exactly(_Config) ->
             Messages = emqx_redis_message:get_messages(Client, 0, 10),
             ok = emqx_redis_message:delete_messages(Client),
             Loaded =:= {ok, Value} andalso Messages =:= {ok, [Message]}
-        end)
+        end),
+        Config
     ).
 
-check(Property) ->
+%% Lists and counts of a cluster's slots take longer.
+runs(single) -> 300;
+runs(cluster) -> 100.
+
+check(Property, Config) ->
     Print = fun
         (".", []) -> ok;
         (Format, Arguments) -> ct:pal(Format, Arguments)
     end,
-    true = proper:quickcheck(Property, [{numtests, ?RUNS}, {max_size, 30}, {on_output, Print}]).
+    Runs = runs(?STORAGE:topology(Config)),
+    true = proper:quickcheck(Property, [{numtests, Runs}, {max_size, 30}, {on_output, Print}]).
 
 %% All operations of a burst are for the same client, so that their order is certain even where
 %% they are submitted one after another without waiting.
 follows(Bursts, Config) ->
     ?STORAGE:reset(Config),
-    try run(Bursts, ?MODEL:new()) of
+    %% A cluster lists sessions slot by slot.
+    try run(Bursts, ?MODEL:new(fun(Client) -> ?STORAGE:slot(Config, Client) end)) of
         {[], Model} ->
             nothing_leaks(Model, Config) andalso ?HELPERS:stray_messages(0) =:= [];
         {Wrong, _} ->
@@ -137,7 +147,8 @@ nothing_leaks(Model, Config) ->
         end,
         ?MODEL:clients(Model)
     ),
-    Epochs = [<<"epoch:", C/binary>> || C <- ?MODEL:clients(Model), ?MODEL:epoch(C, Model) =/= undefined],
+    Claimed = [C || C <- ?MODEL:clients(Model), ?MODEL:epoch(C, Model) =/= undefined],
+    Epochs = [?STORAGE:key(Config, {epoch, C}) || C <- Claimed],
     case ?STORAGE:keys(Config) -- [<<"meta">> | Epochs] of
         [] -> true;
         Left -> ct:pal("left over: ~p", [Left]), false

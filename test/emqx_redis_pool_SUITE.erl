@@ -13,6 +13,13 @@ suite() ->
     [{timetrap, {minutes, 1}}].
 
 all() ->
+    [{group, single}, {group, cluster}].
+
+groups() ->
+    %% How the storage is started is the same for a cluster.
+    [{single, cases()}, {cluster, cases() -- [outside_the_application]}].
+
+cases() ->
     [
         every_kind_of_reply,
         every_kind_of_argument,
@@ -26,9 +33,9 @@ all() ->
         outside_the_application
     ].
 
-init_per_suite(Config) -> ?STORAGE:start(Config).
+init_per_group(Topology, Config) -> ?STORAGE:start([{topology, Topology} | Config]).
 
-end_per_suite(Config) -> ?STORAGE:stop(Config).
+end_per_group(_Topology, Config) -> ?STORAGE:stop(Config).
 
 init_per_testcase(_Case, Config) -> ?STORAGE:reset(Config).
 
@@ -44,7 +51,7 @@ every_kind_of_reply(_Config) ->
     ?assertEqual({ok, []}, ?POOL:query(["LRANGE", "none", 0, -1])),
     ?assertEqual({ok, <<>>}, ?POOL:query(["ECHO", ""])),
     Nested = "return {1, {redis.call('GET', 'n')}, false, {}, {{{'x'}}}}",
-    ?assertEqual({ok, [1, [<<"-5">>], undefined, [], [[[<<"x">>]]]]}, ?POOL:query(["EVAL", Nested, 0])).
+    ?assertEqual({ok, [1, [<<"-5">>], undefined, [], [[[<<"x">>]]]]}, ?POOL:query(["EVAL", Nested, 1, "n"])).
 
 every_kind_of_argument(_Config) ->
     ?assertEqual({ok, 2}, ?POOL:query(['RPUSH', [<<"l">>], ["io", [<<"data">>, $!]], 12])),
@@ -89,11 +96,10 @@ large_values(_Config) ->
     ?assert(Read =:= Value).
 
 a_timeout_leaves_nothing_behind(Config) ->
-    Server = proplists:get_value(server, Config),
-    ok = ?SERVER:pause(Server),
+    ok = ?STORAGE:pause(Config),
     ?assertEqual({error, timeout}, ?POOL:query(["PING"], #{timeout => 50})),
     ?assertEqual({error, timeout}, ?POOL:pipeline([["PING"]], #{timeout => 0})),
-    ok = ?SERVER:resume(Server),
+    ok = ?STORAGE:resume(Config),
     ?assertEqual({ok, <<"PONG">>}, ?POOL:query(["PING"])),
     ?assertEqual([], emqx_redis_test_helpers:stray_messages(100)).
 

@@ -14,17 +14,21 @@ suite() ->
     [{timetrap, {minutes, 2}}].
 
 all() ->
+    [{group, single}, {group, cluster}].
+
+groups() ->
+    [{single, cases()}, {cluster, cases()}].
+
+cases() ->
     [
         a_repeated_store_keeps_its_place_in_a_crowded_millisecond,
         many_pages_of_one_client_at_once,
         pages_see_exactly_what_was_submitted_before_them
     ].
 
-init_per_suite(Config) ->
-    ?STORAGE:start(Config).
+init_per_group(Topology, Config) -> ?STORAGE:start([{topology, Topology} | Config]).
 
-end_per_suite(Config) ->
-    ?STORAGE:stop(Config).
+end_per_group(_Topology, Config) -> ?STORAGE:stop(Config).
 
 init_per_testcase(_Case, Config) ->
     ?STORAGE:reset(Config).

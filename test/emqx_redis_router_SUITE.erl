@@ -15,6 +15,12 @@ suite() ->
     [{timetrap, {minutes, 1}}].
 
 all() ->
+    [{group, single}, {group, cluster}].
+
+groups() ->
+    [{single, cases()}, {cluster, cases()}].
+
+cases() ->
     [
         routes_follow_the_model,
         the_rules_of_mqtt,
@@ -26,9 +32,9 @@ all() ->
         misuse_raises_badarg
     ].
 
-init_per_suite(Config) -> ?STORAGE:start(Config).
+init_per_group(Topology, Config) -> ?STORAGE:start([{topology, Topology} | Config]).
 
-end_per_suite(Config) -> ?STORAGE:stop(Config).
+end_per_group(_Topology, Config) -> ?STORAGE:stop(Config).
 
 init_per_testcase(_Case, Config) -> ?STORAGE:reset(Config).
 

@@ -13,6 +13,12 @@ suite() ->
     [{timetrap, {minutes, 1}}].
 
 all() ->
+    [{group, single}, {group, cluster}].
+
+groups() ->
+    [{single, cases()}, {cluster, cases()}].
+
+cases() ->
     [
         expired_sessions_are_gone,
         saving_renews_the_time_to_live,
@@ -28,9 +34,9 @@ all() ->
         each_function_has_an_asynchronous_form
     ].
 
-init_per_suite(Config) -> ?STORAGE:start(Config).
+init_per_group(Topology, Config) -> ?STORAGE:start([{topology, Topology} | Config]).
 
-end_per_suite(Config) -> ?STORAGE:stop(Config).
+end_per_group(_Topology, Config) -> ?STORAGE:stop(Config).
 
 init_per_testcase(_Case, Config) -> ?STORAGE:reset(Config).
 
@@ -44,16 +50,19 @@ expired_sessions_are_gone(Config) ->
     [ok = ?SESSION:save_session(Id, Id, #{ttl => 1}) || Id <- Ids],
     ?assertEqual({ok, 2 * length(Ids)}, ?SESSION:count_sessions()),
     timer:sleep(1010),
-    Stay = {ok, [<<"stays", Id/binary>> || Id <- Ids]},
+    Stay = {ok, ?STORAGE:in_list_order(Config, [<<"stays", Id/binary>> || Id <- Ids])},
     ?assertEqual({ok, length(Ids)}, ?SESSION:count_sessions()),
     ?assertEqual(Stay, ?SESSION:list_sessions(100, 0)),
     ?assertEqual([{error, not_found}], lists:usort([?SESSION:load_session(Id) || Id <- Ids])),
     Count = length(Ids),
-    ?HELPERS:wait_until(fun() -> ?STORAGE:cli(Config, ["ZCARD", "sync:sessions"]) =:= Count end, 3000),
-    ?HELPERS:wait_until(fun() -> ?STORAGE:cli(Config, ["ZCARD", "expiry:sessions"]) =:= Count end, 3000).
+    Indexes = [<<"sync:sessions">>, <<"expiry:sessions">>],
+    ?HELPERS:wait_until(
+        fun() -> [Count, Count] =:= [?STORAGE:index_size(Config, Index) || Index <- Indexes] end,
+        ?STORAGE:sweep_time(Config)
+    ).
 
 saving_renews_the_time_to_live(Config) ->
-    Left = fun() -> ?STORAGE:cli(Config, ["TTL", "session:c"]) end,
+    Left = fun() -> ttl(Config, {session, <<"c">>}) end,
     ok = ?SESSION:save_session(<<"c">>, 1),
     ?assert(Left() > 86390),
     ok = ?SESSION:save_session(<<"c">>, 2, #{ttl => 1000}),
@@ -103,9 +112,9 @@ the_epoch_outlives_the_session(Config) ->
     {ok, #{epoch := Next, session := undefined}} = ?SESSION:claim_session(<<"b">>, #{}),
     ?assertEqual({error, {stale_epoch, Next}}, ?SESSION:save_session(<<"b">>, late, #{epoch => Other})),
     %% It has an end, unless the session has none.
-    [?assert(?STORAGE:cli(Config, ["TTL", Key]) > 3600) || Key <- ["epoch:a", "epoch:b"]],
+    [?assert(ttl(Config, {epoch, C}) > 3600) || C <- [<<"a">>, <<"b">>]],
     ok = ?SESSION:save_session(<<"b">>, 1, #{epoch => Next, ttl => infinity}),
-    ?assertEqual(-1, ?STORAGE:cli(Config, ["TTL", "epoch:b"])).
+    ?assertEqual(-1, ttl(Config, {epoch, <<"b">>})).
 
 claims_from_many_processes_give_different_epochs(_Config) ->
     Claims = parallel(20, fun(_) ->
@@ -116,9 +125,8 @@ claims_from_many_processes_give_different_epochs(_Config) ->
 
 created_at_survives(Config) ->
     Fields = ["created_at", "updated_at", "expires_at"],
-    Read = fun() ->
-        [binary_to_integer(T) || T <- ?STORAGE:cli(Config, ["HMGET", "session:c" | Fields])]
-    end,
+    Key = ?STORAGE:key(Config, {session, <<"c">>}),
+    Read = fun() -> [binary_to_integer(T) || T <- ?STORAGE:cli(Config, ["HMGET", Key | Fields])] end,
     ok = ?SESSION:save_session(<<"c">>, 1, #{ttl => 100}),
     [Created, Created, Expires] = Read(),
     ?assert(abs(Created - os:system_time(second)) =< 1),
@@ -129,13 +137,14 @@ created_at_survives(Config) ->
     ?assert(Updated > Created),
     ?assertEqual(100, Later - Updated).
 
-%% Also of those within the same millisecond.
-the_list_is_in_the_order_of_saves(_Config) ->
+%% Also of those within the same millisecond. In a cluster this holds within each slot.
+the_list_is_in_the_order_of_saves(Config) ->
     Ids = [integer_to_binary(N) || N <- lists:seq(200, 1, -1)],
     [ok = ?SESSION:save_session(Id, Id) || Id <- Ids],
-    ?assertEqual({ok, Ids}, ?SESSION:list_sessions(1000, 0)),
+    ?assertEqual({ok, ?STORAGE:in_list_order(Config, Ids)}, ?SESSION:list_sessions(1000, 0)),
     ok = ?SESSION:save_session(<<"200">>, again),
-    ?assertEqual({ok, tl(Ids) ++ [<<"200">>]}, ?SESSION:list_sessions(1000, 0)).
+    Later = ?STORAGE:in_list_order(Config, tl(Ids) ++ [<<"200">>]),
+    ?assertEqual({ok, Later}, ?SESSION:list_sessions(1000, 0)).
 
 pages_of_many_sessions(_Config) ->
     Ids = [integer_to_binary(N) || N <- lists:seq(1, 2500)],
@@ -149,7 +158,7 @@ pages_of_many_sessions(_Config) ->
      || {L, O} <- [{0, 0}, {1, 0}, {1000, 0}, {1001, 0}, {1000, 1500}, {1000, 2499}, {10, 2500}, {700, 999}]],
     ?assertEqual({ok, []}, ?SESSION:list_sessions(10, 4294967295)).
 
-large_sessions(_Config) ->
+large_sessions(Config) ->
     [
         begin
             Session = #{binary => crypto:strong_rand_bytes(Size div 2), list => lists:seq(1, Size div 16)},
@@ -158,7 +167,7 @@ large_sessions(_Config) ->
             {ok, #{session := Claimed, epoch := Epoch}} = ?SESSION:claim_session(<<"c">>, #{}),
             ?assert(Claimed =:= Session),
             ok = ?SESSION:delete_session(<<"c">>, #{epoch => Epoch}),
-            {ok, _} = emqx_redis_pool:query(["DEL", "epoch:c"])
+            {ok, 1} = emqx_redis_pool:query(["DEL", ?STORAGE:key(Config, {epoch, <<"c">>})])
         end
      || Size <- [1 bsl 10, 1 bsl 16, 1 bsl 20, 1 bsl 24]
     ].
@@ -208,6 +217,8 @@ each_function_has_an_asynchronous_form(_Config) ->
     ].
 
 %% Internal
+
+ttl(Config, Key) -> ?STORAGE:cli(Config, ["TTL", ?STORAGE:key(Config, Key)]).
 
 parallel(Count, Fun) ->
     Parent = self(),

@@ -2,7 +2,7 @@
 %% compared with. Time stands still in it: nothing expires.
 -module(emqx_redis_test_model).
 
--export([new/0, apply/2, epoch/2, clients/1]).
+-export([new/1, apply/2, epoch/2, clients/1]).
 
 -export_type([model/0, operation/0]).
 
@@ -14,16 +14,18 @@
     count := non_neg_integer(),
     sessions := #{binary() => #session{}},
     epochs := #{binary() => non_neg_integer()},
-    queues := #{binary() => #{binary() => #message{}}}
+    queues := #{binary() => #{binary() => #message{}}},
+    %% Where a client's session is listed, before those with a higher number.
+    slot := fun((binary()) -> non_neg_integer())
 }.
 -type operation() :: {Function :: atom(), Arguments :: [term()]}.
 
 %% Where messages without a timestamp stand: tests use timestamps far from the present.
 -define(NOW, 1700000000000).
 
--spec new() -> model().
-new() ->
-    #{count => 0, sessions => #{}, epochs => #{}, queues => #{}}.
+-spec new(fun((Client :: binary()) -> Slot :: non_neg_integer())) -> model().
+new(Slot) ->
+    #{count => 0, sessions => #{}, epochs => #{}, queues => #{}, slot => Slot}.
 
 -spec epoch(binary(), model()) -> non_neg_integer() | undefined.
 epoch(Client, #{epochs := Epochs}) ->
@@ -60,9 +62,9 @@ apply({claim_session, [Client, _Opts]}, Model = #{sessions := Sessions, epochs :
     {{ok, #{epoch => Epoch, session => Data}}, Model#{epochs := Epochs#{Client => Epoch}}};
 apply({count_sessions, []}, Model = #{sessions := Sessions}) ->
     {{ok, map_size(Sessions)}, Model};
-apply({list_sessions, [Limit, Offset]}, Model = #{sessions := Sessions}) ->
-    BySave = lists:sort([{Saved, Client} || {Client, #session{saved = Saved}} <- maps:to_list(Sessions)]),
-    {{ok, page([Client || {_, Client} <- BySave], Offset, Limit)}, Model};
+apply({list_sessions, [Limit, Offset]}, Model = #{sessions := Sessions, slot := Slot}) ->
+    Places = [{Slot(Client), Saved, Client} || {Client, #session{saved = Saved}} <- maps:to_list(Sessions)],
+    {{ok, page([Client || {_, _, Client} <- lists:sort(Places)], Offset, Limit)}, Model};
 apply({store_message, [Client, Message, Opts]}, Model) ->
     store(Client, [Message], Opts, Model);
 apply({store_messages, [Client, Messages, Opts]}, Model) ->

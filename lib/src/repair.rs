@@ -28,6 +28,8 @@ pub struct Repair {
     affinity: Vec<u64>,
     keys: TypedKeys,
     error: Error,
+    /// Whether the operation changed data.
+    is_write: bool,
     /// The route shard whose routes are put back.
     shard: u16,
     phase: Phase,
@@ -50,9 +52,15 @@ impl Repair {
             affinity,
             keys,
             error,
+            is_write: false,
             shard: 0,
             phase: Phase::Quarantine,
         }
+    }
+
+    /// Of an operation that changes data other parts may have been done: this is confirmed as they are.
+    pub(crate) fn after_write(self, is_write: bool) -> Self {
+        Repair { is_write, ..self }
     }
 
     fn shard_of_keys(&self, keys: &Keys) -> Option<u16> {
@@ -165,6 +173,10 @@ impl Operation for Repair {
     fn slot(&self, _: &Context) -> Option<u16> {
         // All keys of an operation are in one slot.
         self.keys.first().map(|(key, _)| hash_slot(key))
+    }
+
+    fn is_write(&self) -> bool {
+        self.is_write
     }
 
     fn size(&self) -> usize {

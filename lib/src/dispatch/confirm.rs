@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::Durability;
+use crate::config::{Durability, Server};
 use crate::context::Context;
 use crate::error::{Error, Reached};
 use crate::metrics::OperationKind;
@@ -27,13 +27,18 @@ const MARK_TTL_MS: u64 = 60_000;
 #[derive(Default)]
 pub(super) struct Confirmation {
     /// With the answers that they get.
-    waiting: Vec<(Request, Answer)>,
+    waiting: Vec<(Request, Result<Answer, Error>)>,
     /// How far the last batch got that was not confirmed.
     reached: Option<Reached>,
     /// Whether the server is waiting already.
     pub(super) is_asked: bool,
     /// The slot of a key of the last batch, where the next mark is written in a cluster.
     pub(super) slot: u16,
+    /// Whom the last batch was sent to with ASKING: the slot is on its way there.
+    pub(super) asking: Option<Server>,
+    /// Errors are answered at once: how many there were in a row, and until when the next question waits.
+    errors: u32,
+    rests_until: Option<Instant>,
 }
 
 impl Confirmation {
@@ -42,8 +47,8 @@ impl Confirmation {
     }
 
     /// A write is done.
-    pub(super) fn add(&mut self, request: Request, answer: Answer) {
-        self.waiting.push((request, answer));
+    pub(super) fn add(&mut self, request: Request, result: Result<Answer, Error>) {
+        self.waiting.push((request, result));
     }
 
     /// How long the server may wait this time.
@@ -66,22 +71,38 @@ impl Confirmation {
     ) {
         self.is_asked = false;
         self.reached = Some(reached);
-        for (mut request, answer) in std::mem::take(&mut self.waiting) {
+        for (mut request, result) in std::mem::take(&mut self.waiting) {
             if is_enough {
-                request.answer(context, Ok(answer));
+                request.answer(context, result);
             } else if request.deadline <= now + MARGIN {
                 request.answer(context, Err(Error::NotDurable(reached)));
             } else if !request.is_answered() {
-                self.waiting.push((request, answer));
+                self.waiting.push((request, result));
             }
         }
+    }
+
+    /// Until when the server is not asked, where it is to be.
+    pub(super) fn rests_until(&self) -> Option<Instant> {
+        let waits = !self.is_asked && !self.waiting.is_empty();
+        self.rests_until.filter(|_| waits)
+    }
+
+    /// A server that answers with an error does not wait: it is not asked over and over.
+    pub(super) fn note_errors(&mut self, replies: &[Frame], now: Instant) {
+        match replies.iter().any(|reply| reply.error().is_some()) {
+            true => self.errors += 1,
+            false => self.errors = 0,
+        }
+        // A mark whose slot was moved away is written in another one, right away.
+        self.rests_until = (self.errors > 1).then(|| now + SLICE);
     }
 
     /// What is done and past its deadline is told how far it is known to have got. Answers when the next one
     /// is due.
     pub(super) fn expire(&mut self, context: &Context, now: Instant) -> Option<Instant> {
         let reached = self.reached.unwrap_or(Reached::Replicas(0));
-        let late = |(request, _): &mut (Request, Answer)| request.deadline <= now;
+        let late = |(request, _): &mut (Request, Result<Answer, Error>)| request.deadline <= now;
         for (mut request, _) in self.waiting.extract_if(.., late) {
             request.answer(context, Err(Error::NotDurable(reached)));
         }
@@ -94,6 +115,7 @@ impl Confirmation {
     /// Answers all of it with an error.
     pub(super) fn fail(&mut self, context: &Context, error: &Error) {
         self.is_asked = false;
+        self.rests_until = None;
         for (mut request, _) in self.waiting.drain(..) {
             request.answer(context, Err(error.clone()));
         }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::holds::TrackId;
 use crate::config::Server;
 use crate::error::Error;
 use crate::request::{Answer, Request, Responder};
@@ -15,8 +16,8 @@ pub(super) struct Entry {
     /// It has done a step, or usually takes several: others on the same things wait until it is over.
     pub(super) holds: bool,
     pub(super) purpose: Purpose,
-    /// Whether the things that it is on are bound to its track.
-    pub(super) is_placed: bool,
+    /// The track that the things that it is on are bound to.
+    pub(super) placed_on: Option<TrackId>,
     /// It was sent on a connection that was lost, and nobody knows whether it was done.
     pub(super) is_doubtful: bool,
     /// For one step: the server to be asked instead of the slot's owner.
@@ -25,6 +26,9 @@ pub(super) struct Entry {
     pub(super) redirects: u32,
     /// Since when servers refuse to serve it.
     pub(super) refused_since: Option<Instant>,
+    /// The track of durable writes on which steps of it are done. A wait on another connection would not cover
+    /// them.
+    pub(super) stepped_on: Option<TrackId>,
 }
 
 /// What a request is for.
@@ -45,11 +49,12 @@ impl Entry {
             request,
             holds: false,
             purpose,
-            is_placed: false,
+            placed_on: None,
             is_doubtful: false,
             asking: None,
             redirects: 0,
             refused_since: None,
+            stepped_on: None,
         }
     }
 

@@ -14,9 +14,9 @@ use super::wire::Wire;
 use crate::connection::{time_reply, TimeSample};
 use crate::error::{Error, Why};
 use crate::internal::LoadScripts;
-use crate::metrics::Counter;
+use crate::metrics::{Counter, OperationKind};
 use crate::repair::Repair;
-use crate::request::{Answer, Operation, Request, Step};
+use crate::request::{Affinity, Answer, Operation, Request, Step};
 use crate::resp::{Commands, Frame};
 
 const SCRIPTS_DEADLINE: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(10);
 const REFUSED_AGAIN: Duration = Duration::from_millis(100);
 
 impl Flight {
-    /// Encodes what waits for a track, as far as its wire has room; true when anything was.
+    /// Encodes what waits for a track, as far as its wire has room; true when anything was taken up.
     pub(super) fn send_pending(&mut self, id: TrackId, wire: &mut Wire) -> bool {
         let Some(track) = self.tracks.get(id) else {
             return false;
@@ -39,8 +39,10 @@ impl Flight {
             let Some(entry) = self.tracks.get(id).and_then(|it| it.pending.pop_front()) else {
                 break;
             };
+            // Whatever becomes of it, others may go on elsewhere.
+            sends = true;
             if let Some(entry) = self.check(id, entry) {
-                sends |= self.send(id, entry, wire);
+                self.send(id, entry, wire);
             }
         }
         if is_durable {
@@ -56,16 +58,14 @@ impl Flight {
             self.end(id, entry);
             return None;
         }
-        if !entry.holds {
-            if self.holds.is_held(&entry) {
-                self.line_up(entry);
-                return None;
-            }
-            if entry.request.is_abandoned() {
-                entry.request.abandon(&self.context);
-                self.end(id, entry);
-                return None;
-            }
+        if self.holds.is_held(&entry) {
+            self.line_up(entry);
+            return None;
+        }
+        if !entry.holds && entry.request.is_abandoned() {
+            entry.request.abandon(&self.context);
+            self.end(id, entry);
+            return None;
         }
         let unsupported = self.tracks.peek(id).and_then(|it| it.unsupported.clone());
         if let (Some(what), Purpose::Caller) = (unsupported, entry.purpose) {
@@ -113,6 +113,7 @@ impl Flight {
                     (track.kind, entry.request.operation.slot(&self.context))
                 {
                     track.confirmation.slot = slot;
+                    track.confirmation.asking.clone_from(&entry.asking);
                 }
                 track.sent.push_back(Sent {
                     entry,
@@ -149,6 +150,13 @@ impl Flight {
             return false;
         }
         let now = Instant::now();
+        if track
+            .confirmation
+            .rests_until()
+            .is_some_and(|until| now < until)
+        {
+            return false;
+        }
         let deadlines = track.sent.iter().filter(callers);
         let deadlines = deadlines.map(|sent| sent.entry.request.deadline);
         let slice = track.confirmation.slice(deadlines, now);
@@ -159,7 +167,9 @@ impl Flight {
         };
         track.confirmation.is_asked = true;
         let request = Request::new(Box::new(operation), now + slice * 100, Box::new(Nobody));
-        self.send(id, Entry::new(request, Purpose::Confirm), wire)
+        let mut entry = Entry::new(request, Purpose::Confirm);
+        entry.asking.clone_from(&track.confirmation.asking);
+        self.send(id, entry, wire)
     }
 
     /// Takes one reply in; false when nothing was asked.
@@ -222,14 +232,17 @@ impl Flight {
         let (reached, is_enough) = confirm::read(level, replies);
         let (context, now) = (&self.context, Instant::now());
         track.confirmation.confirm(context, reached, is_enough, now);
+        track.confirmation.note_errors(replies, now);
         if replies.first().is_some_and(|reply| reply.error().is_some()) {
             // The slot is moving away: write the mark in another one.
             let slot = track.confirmation.slot;
-            let owner = context.slots.owner(slot);
+            let own = self.tracks.number_of(id);
             let mut others = (slot + 1..crate::slots::SLOTS).chain(0..slot);
-            track.confirmation.slot = others
-                .find(|other| context.slots.owner(*other) == owner)
-                .unwrap_or(slot);
+            let other = others.find(|other| own == Some(self.context.slots.owner(*other)));
+            if let (Some(other), Some(track)) = (other, self.tracks.get(id)) {
+                track.confirmation.slot = other;
+                track.confirmation.asking = None;
+            }
         }
     }
 
@@ -242,7 +255,13 @@ impl Flight {
         let step = catch_unwind(AssertUnwindSafe(|| operation.decode(context, replies)));
         match step {
             Ok(Step::Done(result)) => self.done(id, entry, result),
-            Ok(Step::Again) => self.next_step(id, entry),
+            Ok(Step::Again) => {
+                let kind = self.tracks.peek(id).map(|track| track.kind);
+                if let Some(Kind::Durable(_)) = kind {
+                    entry.stepped_on = Some(id);
+                }
+                self.next_step(id, entry);
+            }
             Ok(Step::LoadScripts) => {
                 self.context.metrics.add(Counter::Retried, 1);
                 self.load_scripts(id);
@@ -250,7 +269,8 @@ impl Flight {
             }
             Ok(Step::Repair(keys, error)) => {
                 let kind = entry.request.operation.kind();
-                let repair = Repair::new(kind, entry.things(), keys, error);
+                let is_write = entry.request.operation.is_write();
+                let repair = Repair::new(kind, entry.things(), keys, error).after_write(is_write);
                 entry.request.operation = Box::new(repair);
                 self.next_step(id, entry);
             }
@@ -265,14 +285,17 @@ impl Flight {
     fn done(&mut self, id: TrackId, mut entry: Entry, result: Result<Answer, Error>) {
         let is_caller = entry.purpose == Purpose::Caller;
         let is_durable = self.tracks.get(id).is_some_and(|track| {
-            track.served();
+            // The heartbeat is answered also where nothing is served.
+            if is_caller {
+                track.served();
+            }
             is_caller && matches!(track.kind, Kind::Durable(_))
         });
         match result {
-            Ok(answer) if is_durable => {
+            result @ (Ok(_) | Err(Error::PartialBatch(_))) if is_durable => {
                 let request = self.end(id, entry);
                 if let Some(track) = self.tracks.get(id) {
-                    track.confirmation.add(request, answer);
+                    track.confirmation.add(request, result);
                 }
             }
             result => {
@@ -293,9 +316,18 @@ impl Flight {
         }
         match redirect::of(replies) {
             None => false,
+            // A script of a caller's may have done a part of its work before it was refused the rest.
+            Some(_)
+                if entry.request.operation.kind() == OperationKind::Query
+                    && redirect::is_within_script(replies) =>
+            {
+                false
+            }
             // A single server that is a replica stays one: the caller is told.
             Some(Redirect::Refused(Why::NotMaster)) => self.context.follows_masters(),
-            Some(_) => true,
+            Some(Redirect::Refused(_)) => true,
+            // A node of a cluster that the settings call a single server: likewise.
+            Some(_) => self.context.keys.is_clustered(),
         }
     }
 
@@ -424,13 +456,20 @@ impl Flight {
 
     /// An operation was not done: what was sent behind it on the same thing is done once more behind it.
     fn send_behind_again(&mut self, id: TrackId, first: &Entry) {
-        let things = first.things();
-        self.send_again(id, |operation| is_on(operation, &things));
+        let mut things = first.things();
+        self.send_again(id, |operation| {
+            let is_behind = is_on(operation, &things);
+            // What comes behind that one on another thing must still do so.
+            if let (true, Affinity::Many(more)) = (is_behind, operation.affinity()) {
+                things.extend(more);
+            }
+            is_behind
+        });
     }
 
     /// Has operations that are sent sent once more when their replies are in. From now on they hold what
     /// they are on, so that nothing that is not sent yet comes between.
-    fn send_again(&mut self, id: TrackId, which: impl Fn(&dyn Operation) -> bool) {
+    fn send_again(&mut self, id: TrackId, mut which: impl FnMut(&dyn Operation) -> bool) {
         let Some(track) = self.tracks.get(id) else {
             return;
         };

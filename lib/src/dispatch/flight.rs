@@ -64,8 +64,12 @@ impl Flight {
     }
 
     pub(super) fn next_deadline(&self) -> Instant {
-        let delayed = self.delayed.iter().map(|(at, _)| *at).min();
-        delayed.map_or(self.next_deadline, |at| at.min(self.next_deadline))
+        let delayed = self.delayed.iter().map(|(at, _)| *at);
+        let resting = self.tracks.iter();
+        let resting = resting.filter_map(|(_, track)| track.confirmation.rests_until());
+        delayed
+            .chain(resting)
+            .fold(self.next_deadline, Instant::min)
     }
 
     /// Takes a request on.
@@ -91,6 +95,9 @@ impl Flight {
     /// Puts a request on the track that it takes, or has it wait for others on the same things.
     pub(super) fn place(&mut self, mut entry: Entry) {
         let id = self.tracks.route(&self.context, &entry);
+        if entry.stepped_on.is_some_and(|on| on != id) {
+            return self.refuse(entry, Why::Closed);
+        }
         // What holds the things that it is on is the first on them.
         if !entry.holds && !self.holds.may_place(&entry, id) {
             return self.holds.park(entry);
@@ -140,8 +147,19 @@ impl Flight {
     }
 
     fn put_all(&mut self, placed: Vec<(Entry, TrackId)>) {
-        for (entry, id) in placed {
-            self.put(id, entry);
+        let mut placed = VecDeque::from(placed);
+        while let Some((mut entry, id)) = placed.pop_front() {
+            if !entry.request.is_answered() {
+                self.put(id, entry);
+                continue;
+            }
+            // Who waits behind it need not wait for a track that can't send.
+            self.answered = self.answered.saturating_sub(1);
+            let (context, tracks) = (&self.context, &mut self.tracks);
+            let next = self
+                .holds
+                .let_go(&mut entry, |waiting| tracks.route(context, waiting));
+            placed.extend(next);
         }
     }
 

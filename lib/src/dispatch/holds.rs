@@ -23,15 +23,31 @@ pub(super) struct Holds {
 struct Bound {
     track: TrackId,
     count: usize,
+    /// Of how many on other tracks: what holds the thing went elsewhere, and they had not noticed yet.
+    elsewhere: usize,
+}
+
+impl Bound {
+    fn is_only_on(&self, track: TrackId) -> bool {
+        self.track == track && self.elsewhere == 0
+    }
 }
 
 #[derive(Default)]
 struct Line {
-    /// How many operations between two steps are on the thing. More than one only where an operation
-    /// turned out to need another step when the next one was sent already.
-    holders: usize,
+    /// The ids of the operations that take steps on the thing; those behind them wait. More than one only where an
+    /// operation turned out to need another step when the next one was sent already, and where connections
+    /// were lost.
+    holders: Vec<EntryId>,
     /// The ids of those that are parked, in order.
     waiting: VecDeque<EntryId>,
+}
+
+impl Line {
+    /// Whether an operation must wait for one that is ahead of it.
+    fn is_held(&self, id: EntryId) -> bool {
+        self.holders.iter().any(|holder| *holder < id)
+    }
 }
 
 /// Things are hashes already.
@@ -60,12 +76,16 @@ impl Holds {
     pub(super) fn may_place(&self, entry: &Entry, track: TrackId) -> bool {
         let things = entry.request.operation.affinity();
         things.each().iter().all(|thing| {
-            let elsewhere = self.bound.get(thing).is_some_and(|it| it.track != track);
+            let elsewhere = self
+                .bound
+                .get(thing)
+                .is_some_and(|it| !it.is_only_on(track));
             let waits = !self.lines.is_empty() && self.has_earlier(*thing, entry);
             !elsewhere && !waits
         })
     }
 
+    /// Whether an earlier operation waits for the thing.
     fn has_earlier(&self, thing: u64, entry: &Entry) -> bool {
         let first = self.lines.get(&thing).and_then(|line| line.waiting.front());
         first.is_some_and(|first| *first < entry.id())
@@ -73,25 +93,34 @@ impl Holds {
 
     /// Binds what an operation is on to a track. One that holds it takes it along.
     pub(super) fn place(&mut self, entry: &mut Entry, track: TrackId) {
-        entry.is_placed = true;
+        entry.placed_on = Some(track);
         for thing in entry.request.operation.affinity().each() {
-            let bound = self
-                .bound
-                .entry(*thing)
-                .or_insert(Bound { track, count: 0 });
-            bound.track = track;
+            let bound = self.bound.entry(*thing).or_insert(Bound {
+                track,
+                count: 0,
+                elsewhere: 0,
+            });
+            if bound.track != track {
+                bound.elsewhere += std::mem::take(&mut bound.count);
+                bound.track = track;
+            }
             bound.count += 1;
         }
     }
 
     pub(super) fn unplace(&mut self, entry: &mut Entry) {
-        if !std::mem::take(&mut entry.is_placed) {
+        let Some(track) = entry.placed_on.take() else {
             return;
-        }
+        };
         for thing in entry.request.operation.affinity().each() {
             if let Some(bound) = self.bound.get_mut(thing) {
-                bound.count -= 1;
-                if bound.count == 0 {
+                // One that was counted elsewhere may be on this track again by now: the sum is what counts.
+                if bound.track == track && bound.count > 0 || bound.elsewhere == 0 {
+                    bound.count -= 1;
+                } else {
+                    bound.elsewhere -= 1;
+                }
+                if bound.count + bound.elsewhere == 0 {
                     self.bound.remove(thing);
                 }
             }
@@ -105,8 +134,8 @@ impl Holds {
         }
         let things = entry.request.operation.affinity();
         things.each().iter().any(|thing| {
-            let holders = self.lines.get(thing).map_or(0, |line| line.holders);
-            holders > 0 || self.has_earlier(*thing, entry)
+            let line = self.lines.get(thing);
+            line.is_some_and(|line| line.is_held(entry.id())) || self.has_earlier(*thing, entry)
         })
     }
 
@@ -114,7 +143,8 @@ impl Holds {
         if !entry.holds {
             entry.holds = true;
             for thing in entry.request.operation.affinity().each() {
-                self.lines.entry(*thing).or_default().holders += 1;
+                let line = self.lines.entry(*thing).or_default();
+                line.holders.push(entry.id());
             }
         }
     }
@@ -161,7 +191,7 @@ impl Holds {
         if std::mem::take(&mut entry.holds) {
             for thing in entry.request.operation.affinity().each() {
                 if let Some(line) = self.lines.get_mut(thing) {
-                    line.holders = line.holders.saturating_sub(1);
+                    line.holders.retain(|holder| *holder != entry.id());
                 }
             }
         }
@@ -203,13 +233,17 @@ impl Holds {
         let things = waiting.things();
         let is_next = things.iter().all(|thing| {
             let line = self.lines.get(thing);
-            line.is_some_and(|line| line.holders == 0 && line.waiting.front() == Some(&id))
+            line.is_some_and(|line| !line.is_held(id) && line.waiting.front() == Some(&id))
         });
         if !is_next {
             return None;
         }
         let track = route(waiting);
-        let is_elsewhere = |thing| self.bound.get(thing).is_some_and(|it| it.track != track);
+        let is_elsewhere = |thing| {
+            self.bound
+                .get(thing)
+                .is_some_and(|it| !it.is_only_on(track))
+        };
         if things.iter().any(is_elsewhere) {
             return None;
         }
@@ -226,10 +260,21 @@ impl Holds {
 
     /// Forgets a line without holders and without anyone who waits.
     fn tidy(&mut self, thing: u64) {
-        let is_over = |line: &Line| line.holders == 0 && line.waiting.is_empty();
+        let is_over = |line: &Line| line.holders.is_empty() && line.waiting.is_empty();
         if self.lines.get(&thing).is_some_and(is_over) {
             self.lines.remove(&thing);
         }
+    }
+
+    /// Whether others wait for the same things.
+    pub(super) fn is_awaited(&self, entry: &Entry) -> bool {
+        let things = entry.request.operation.affinity();
+        let waits = |thing| {
+            self.lines
+                .get(thing)
+                .is_some_and(|it| !it.waiting.is_empty())
+        };
+        !self.lines.is_empty() && things.each().iter().any(waits)
     }
 
     /// How many wait.
@@ -264,5 +309,61 @@ impl Holds {
             }
         }
         answered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::entry::{Nobody, Purpose};
+    use super::*;
+    use crate::internal::KillClient;
+    use crate::metrics::OperationKind;
+    use crate::request::{Affinity, Operation, Request, Step};
+    use crate::{context::Context, resp::Commands, resp::Frame};
+
+    struct On(u64);
+
+    impl Operation for On {
+        fn kind(&self) -> OperationKind {
+            KillClient(0).kind()
+        }
+        fn affinity(&self) -> Affinity<'_> {
+            Affinity::One(self.0)
+        }
+        fn encode(&mut self, _: &Context, _: &mut Commands<'_>) {}
+        fn decode(&mut self, _: &Context, _: Vec<Frame>) -> Step {
+            Step::Again
+        }
+        fn size(&self) -> usize {
+            0
+        }
+    }
+
+    fn entry(id: u64) -> Entry {
+        let mut request = Request::new(Box::new(On(7)), Instant::now(), Box::new(Nobody));
+        request.id = id;
+        Entry::new(request, Purpose::Caller)
+    }
+
+    /// The first was put off; the second went to a track that can't send; the first then went to another.
+    #[test]
+    fn what_went_elsewhere_meanwhile_is_not_overtaken() {
+        let mut holds = Holds::default();
+        let (mut first, mut second, third) = (entry(1), entry(2), entry(3));
+        holds.hold(&mut first);
+        assert!(holds.may_place(&second, 1));
+        holds.place(&mut second, 1);
+        holds.place(&mut first, 2);
+        assert!(holds.let_go(&mut first, |_| 2).is_empty());
+        assert!(!holds.may_place(&third, 2));
+        holds.park(third);
+        let next = holds.let_go(&mut second, |_| 2);
+        assert_eq!(next.len(), 1);
+        for (mut entry, _) in next {
+            holds.let_go(&mut entry, |_| 2);
+        }
+        assert!(holds.bound.is_empty() && holds.lines.is_empty());
     }
 }

@@ -46,7 +46,11 @@ impl Dispatcher {
             };
             match &mut link.state {
                 State::Idle => busy |= self.open(id),
-                State::Pausing(until) if *until <= Instant::now() => busy |= self.open(id),
+                State::Pausing(until) if *until <= Instant::now() => {
+                    // It may not be wanted any more, or have no room: nothing is due then.
+                    link.state = State::Idle;
+                    busy |= self.open(id);
+                }
                 State::Pausing(_) => {}
                 State::Opening(opening) => match opening.as_mut().poll(task) {
                     Poll::Ready(Ok(opened)) => {
@@ -137,14 +141,17 @@ impl Dispatcher {
         let is_wanted = link.is_failing
             || match link.kind {
                 Kind::Data => self.flight.tracks.leads_to_master(id),
-                Kind::Query => !is_cluster,
+                Kind::Query => !is_cluster && !self.flight.tracks.shares_query,
                 Kind::Durable(_) => false,
             };
-        if !is_wanted && !has_pending(id) {
+        // What only might be used takes no other's place: the two would close each other in turns.
+        let is_needed = link.is_failing || has_pending(id);
+        if !is_wanted && !is_needed {
             return false;
         }
+        let is_asked = self.config.redis.topology == Topology::Sentinel;
         let life = match link.asked {
-            Some((number, since)) if number > self.looked => match &link.life {
+            Some((number, since)) if is_asked && number > self.looked => match &link.life {
                 Some(life) if since.elapsed() >= BLIND_AFTER && self.lookout.blind().is_some() => {
                     Some(life.clone())
                 }
@@ -152,7 +159,7 @@ impl Dispatcher {
             },
             _ => None,
         };
-        if !self.has_room(&link.server.clone()) {
+        if !self.has_room(&link.server.clone(), is_needed) {
             return false;
         }
         let (config, context) = (self.config.clone(), self.context.clone());
@@ -180,8 +187,9 @@ impl Dispatcher {
         true
     }
 
-    /// Whether one more connection to a server may be made. One that is idle makes room.
-    fn has_room(&mut self, server: &Server) -> bool {
+    /// Whether one more connection to a server may be made. Of those that are idle, the one that was not
+    /// used for longest makes room where it `is_needed`.
+    fn has_room(&mut self, server: &Server, is_needed: bool) -> bool {
         let its = || self.links.iter().filter(|(_, link)| link.server == *server);
         if its().filter(|(_, link)| link.is_open()).count() < self.config.redis.pool_size {
             return true;
@@ -190,7 +198,10 @@ impl Dispatcher {
             let track = self.flight.tracks.peek(*id);
             track.is_none_or(|track| track.is_idle())
         };
-        let idle = its().find(|(id, link)| link.is_up() && is_idle(id));
+        let last_used = |id: &TrackId| self.flight.tracks.peek(*id).map(|track| track.last_used);
+        let idle = its()
+            .filter(|(id, link)| is_needed && link.is_up() && is_idle(id))
+            .min_by_key(|(id, _)| last_used(id));
         let Some(id) = idle.map(|(id, _)| *id) else {
             return false;
         };
@@ -213,7 +224,8 @@ impl Dispatcher {
         tracing::info!(connection = link.kind.name(), server = %server, "connected to Redis");
         self.flight.set_up(id, true);
         self.flight.note_time(id, &opened.times, true);
-        if !opened.closed_lost {
+        self.kill_refused |= !opened.closed_lost;
+        if self.kill_refused {
             self.flight.give_doubtful_up(id, &Why::Closed);
         }
         // What was lost meanwhile is closed on this connection, ahead of everything else.
@@ -257,7 +269,7 @@ impl Dispatcher {
         if let Some(written) = written {
             self.context.metrics.add(Counter::Disconnects, 1);
             self.flight.set_up(id, false);
-            let may_repeat = identity.is_some();
+            let may_repeat = identity.is_some() && !self.kill_refused;
             if let Some(identity) = identity {
                 self.kill_beside(&identity);
                 self.lost.push((server, identity));

@@ -64,6 +64,8 @@ pub(crate) struct Dispatcher {
     links: BTreeMap<TrackId, Link>,
     /// Connections that servers may still have bytes of to read.
     lost: Vec<(Server, Identity)>,
+    /// A server refused to close one: what may have been done is not repeated from then on.
+    kill_refused: bool,
     /// Since when some requests can go nowhere, and why.
     nowhere: Option<(Instant, Why)>,
     /// Up to which question the lookout has answered who the master is.
@@ -98,6 +100,7 @@ impl Dispatcher {
             status,
             links: BTreeMap::new(),
             lost: Vec::new(),
+            kill_refused: false,
             nowhere: Some((now, Why::Connecting)),
             looked: 0,
             closed: None,
@@ -165,6 +168,8 @@ impl Dispatcher {
             match control {
                 Control::Cancel(id) => drop(self.cancelled.insert(id)),
                 Control::Reconfigure(config) => self.apply(*config),
+                // Settings that name the server may have come after it was looked for.
+                Control::View(_) if self.config.redis.topology == Topology::Single => {}
                 Control::View(view) => self.adopt(view, false),
                 Control::Looked(number) => self.looked = number,
             }
@@ -185,6 +190,7 @@ impl Dispatcher {
             return self.warn_all();
         }
         self.version += 1;
+        self.kill_refused = false;
         self.flight.grace = config.redis.outage_grace;
         self.flight.tracks.shares_query = config.redis.pool_size == 1;
         if self.config.redis.ssl != config.redis.ssl || self.version == 1 {
@@ -207,6 +213,10 @@ impl Dispatcher {
     /// what they have sent; after a fail-over they are given up at once, since what an old master still
     /// acknowledges may be lost.
     fn adopt(&mut self, view: View, drains: bool) {
+        // What serves goes on until those that new settings name have said who does.
+        if matches!(view, View::Unknown(_)) && self.flight.tracks.is_served() {
+            return;
+        }
         self.nowhere = match &view {
             View::Unknown(why) => {
                 let since = self.nowhere.as_ref().map_or_else(Instant::now, |it| it.0);
@@ -220,7 +230,11 @@ impl Dispatcher {
                 Some((since, Why::ClusterDown(text)))
             }
         };
-        for id in self.flight.adopt(&view) {
+        let leave = self.flight.adopt(&view);
+        for (id, link) in &mut self.links {
+            link.is_draining &= !self.flight.tracks.leads_to_master(*id);
+        }
+        for id in leave {
             match self.links.get_mut(&id) {
                 Some(link) if drains && link.is_up() => link.is_draining = true,
                 _ => self.retire(id),
@@ -248,11 +262,8 @@ impl Dispatcher {
         let grace = self.config.redis.outage_grace;
         let mut wanted = self.flight.next_deadline().min(now + HEARTBEAT);
         for link in self.links.values() {
-            // What could not be opened when its time came waits for something else.
             if let State::Pausing(until) = link.state {
-                if until > now {
-                    wanted = wanted.min(until);
-                }
+                wanted = wanted.min(until);
             }
             if let (Some(end), false) = (link.grace_end(grace), link.is_failing) {
                 wanted = wanted.min(end);

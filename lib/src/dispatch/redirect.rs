@@ -55,6 +55,22 @@ pub(super) fn moved(replies: &[Frame]) -> impl Iterator<Item = (u16, Location)> 
     })
 }
 
+/// Whether it was a script that said so, which may have done something before.
+pub(super) fn is_within_script(replies: &[Frame]) -> bool {
+    let codes = [
+        "MOVED ",
+        "ASK ",
+        "TRYAGAIN ",
+        "CLUSTERDOWN ",
+        "LOADING ",
+        "MASTERDOWN ",
+        "READONLY ",
+    ];
+    let refused = replies.iter().filter_map(Frame::error);
+    let mut refused = refused.filter(|error| of_error(error).is_some());
+    refused.any(|error| !codes.iter().any(|code| error.starts_with(code.as_bytes())))
+}
+
 fn of_error(error: &[u8]) -> Option<Redirect> {
     // What is large is no redirection.
     let text = std::str::from_utf8(&error[..error.len().min(400)]).ok()?;

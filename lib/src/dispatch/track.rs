@@ -212,6 +212,11 @@ impl Tracks {
         all.filter_map(|(id, track)| Some((id, track.as_mut()?)))
     }
 
+    /// Whether it is known who serves anything.
+    pub(super) fn is_served(&self) -> bool {
+        self.serving != Serving::Nobody
+    }
+
     /// The track that a request takes as things are.
     pub(super) fn route(&mut self, context: &Context, entry: &Entry) -> TrackId {
         let operation = entry.request.operation.as_ref();
@@ -341,6 +346,15 @@ impl Tracks {
         others
             .flat_map(|road| road.tracks.iter().map(|(_, id)| *id))
             .collect()
+    }
+
+    /// The number of the server that a track leads to.
+    pub(super) fn number_of(&self, id: TrackId) -> Option<u16> {
+        let its = |road: &Option<Road>| {
+            road.as_ref()
+                .is_some_and(|it| it.tracks.iter().any(|(_, track)| *track == id))
+        };
+        self.roads.iter().position(its).map(|number| number as u16)
     }
 
     fn set_master(&mut self, number: u16) {

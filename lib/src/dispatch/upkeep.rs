@@ -37,7 +37,7 @@ impl Flight {
             for entry in &mut track.pending {
                 if expire_or_note(&mut entry.request, now, &mut next, &context) {
                     self.answered += 1;
-                    must_let_go |= entry.must_let_go();
+                    must_let_go |= entry.must_let_go() || self.holds.is_awaited(entry);
                 }
             }
         }
@@ -64,18 +64,23 @@ impl Flight {
         let context = self.context.clone();
         let mut answered = 0;
         let mut cancel = |entry: &mut Entry| {
-            if entry.request.is_answered() {
-                return;
+            let is_news = !entry.request.is_answered();
+            if is_news {
+                answer_cancelled(&mut entry.request, &context);
+                answered += 1;
             }
-            answer_cancelled(&mut entry.request, &context);
-            answered += 1;
-            must_let_go |= entry.must_let_go();
+            is_news
         };
         for id in ids {
             for (_, track) in self.tracks.iter_mut() {
-                track.of_request(*id).for_each(&mut cancel);
+                for entry in track.of_request(*id) {
+                    let lets_go = entry.must_let_go() || self.holds.is_awaited(entry);
+                    must_let_go |= cancel(entry) && lets_go;
+                }
             }
-            self.holds.of_request(*id).for_each(&mut cancel);
+            for entry in self.holds.of_request(*id) {
+                must_let_go |= cancel(entry) && entry.must_let_go();
+            }
         }
         self.answered += answered;
         for (_, track) in self.tracks.iter_mut() {
@@ -157,10 +162,16 @@ impl Flight {
         track.loading_scripts = false;
         track.heartbeat_due = false;
         track.pending.retain(|it| it.purpose == Purpose::Caller);
+        self.give_up(id, why, |entry| entry.stepped_on.is_some());
+        let Some(track) = self.tracks.get(id) else {
+            return;
+        };
         for mut sent in std::mem::take(&mut track.sent) {
             let left = sent.begin < written;
+            let repeats = !left || may_repeat && sent.entry.request.operation.may_repeat();
+            // Of a durable write in steps the steps that are done can't be confirmed any more.
+            let repeats = repeats && sent.entry.stepped_on.is_none();
             let request = &mut sent.entry.request;
-            let repeats = !left || may_repeat && request.operation.may_repeat();
             if request.is_answered() || sent.entry.purpose != Purpose::Caller || !repeats {
                 request.answer(&self.context, Err(error.clone()));
                 self.end(id, sent.entry);
@@ -185,14 +196,19 @@ impl Flight {
 
     /// The lost connection can't be closed at the server: what may have been done there is not repeated.
     pub(super) fn give_doubtful_up(&mut self, id: TrackId, why: &Why) {
+        self.give_up(id, why, |entry| entry.is_doubtful);
+    }
+
+    /// Answers that nobody knows what became of these that wait for a track.
+    fn give_up(&mut self, id: TrackId, why: &Why, which: impl Fn(&Entry) -> bool) {
         let Some(track) = self.tracks.get(id) else {
             return;
         };
-        let (doubtful, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut track.pending)
+        let (over, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut track.pending)
             .into_iter()
-            .partition(|entry| entry.is_doubtful);
+            .partition(which);
         track.pending = rest;
-        for mut entry in doubtful {
+        for mut entry in over {
             let error = Error::Unknown(why.clone());
             entry.request.answer(&self.context, Err(error));
             self.end(id, entry);
@@ -207,7 +223,6 @@ impl Flight {
 
     /// Answers everything that is left.
     pub(super) fn stop(&mut self) {
-        let ids: Vec<TrackId> = self.tracks.iter().map(|(id, _)| id).collect();
         for (_, mut entry) in std::mem::take(&mut self.delayed) {
             let error = ended(&entry, &Error::Stopped);
             entry.request.answer(&self.context, Err(error));
@@ -220,8 +235,10 @@ impl Flight {
                 entry.request.answer(&self.context, Err(error));
             }
             self.take_answered();
-            for id in &ids {
-                self.fail_pending(*id, &Error::Stopped);
+            // What was let go may have taken a track that is new.
+            let ids: Vec<TrackId> = self.tracks.iter().map(|(id, _)| id).collect();
+            for id in ids {
+                self.fail_pending(id, &Error::Stopped);
             }
         }
     }

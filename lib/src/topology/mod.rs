@@ -129,7 +129,8 @@ impl Lookout {
             let jitter =
                 Duration::from_millis(u64::from(Instant::now().elapsed().subsec_nanos()) % 40);
             tokio::time::sleep(PAUSE + jitter).await;
-            if self.asked.load(Relaxed) == answered {
+            let is_sentinel = config.redis.topology == Topology::Sentinel;
+            if !is_sentinel || self.asked.load(Relaxed) == answered {
                 let _ = tokio::time::timeout(PERIOD, self.hurry.notified()).await;
             }
         }

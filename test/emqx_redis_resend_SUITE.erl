@@ -1,5 +1,5 @@
-%% A connection breaks, and the network still holds bytes that were sent on it. What they ask for is sent again
-%% on the next connection, newer requests follow, and then the old bytes arrive: they must undo nothing.
+%% A connection breaks, and the network still holds bytes that were sent on it. What they ask for is sent
+%% again on the next connection, newer requests follow, and then the old bytes arrive: they must undo nothing.
 %%
 %% Each server stands behind a proxy, which holds the bytes.
 -module(emqx_redis_resend_SUITE).
@@ -119,7 +119,9 @@ a_message_that_was_acknowledged(Config) ->
     hold(Config),
     Stores = [
         ?MESSAGE:store_message_async(<<"c">>, #{id => <<"1">>}, ?PATIENT),
-        ?MESSAGE:store_message_async(<<"c">>, #{id => <<"2">>}, ?PATIENT#{max_queue => 5, on_full => reject})
+        ?MESSAGE:store_message_async(
+            <<"c">>, #{id => <<"2">>}, maps:merge(?PATIENT, #{max_queue => 5, on_full => reject})
+        )
     ],
     cut(Config),
     [?assertEqual(ok, response(Store)) || Store <- Stores],
@@ -215,7 +217,7 @@ an_old_write_and_a_durable_one(Config) ->
 an_old_durable_write_and_another(Config) ->
     ok = ?SESSION:save_session(<<"warm">>, up, ?DURABLE),
     hold(Config),
-    Old = ?SESSION:save_session_async(<<"c">>, old, ?DURABLE#{timeout := 100}),
+    Old = ?SESSION:save_session_async(<<"c">>, old, maps:merge(?DURABLE, #{timeout => 100})),
     ?assertMatch({error, _}, response(Old)),
     V1 = ?SESSION:save_session_async(<<"d">>, v1, ?DURABLE),
     New = ?SESSION:save_session_async(<<"c">>, new, ?PATIENT),

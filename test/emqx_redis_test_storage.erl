@@ -111,8 +111,8 @@ pause(Config) -> lists:foreach(fun ?SERVER:pause/1, servers(Config)).
 -spec resume(list()) -> ok.
 resume(Config) -> lists:foreach(fun ?SERVER:resume/1, servers(Config)).
 
-%% Client ids that were saved in this order, in that in which emqx_redis_session:list_sessions/2 gives them: in
-%% a cluster slot by slot.
+%% Client ids that were saved in this order, in that in which emqx_redis_session:list_sessions/2 gives them:
+%% in a cluster slot by slot.
 -spec in_list_order(list(), [binary()]) -> [binary()].
 in_list_order(Config, Clients) ->
     [Client || {_, Client} <- lists:keysort(1, [{slot(Config, Client), Client} || Client <- Clients])].

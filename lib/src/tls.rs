@@ -90,6 +90,11 @@ impl Connector {
         })
     }
 
+    /// The path of the settings that it was made of.
+    pub(crate) fn section(&self) -> &'static str {
+        self.section
+    }
+
     fn server_name(&self, host: &str) -> Result<ServerName<'static>, Why> {
         let name = match &self.name {
             ServerNameIndication::Host => host,

@@ -11,6 +11,9 @@ use crate::error::Why;
 use crate::resp::{Commands, Frame, Scanner};
 use crate::tls::{self, Connector};
 
+/// The path of the settings that encrypt connections to data servers.
+const SERVERS: &str = "redis.ssl";
+
 /// A byte stream to a server, whatever carries it.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -20,6 +23,8 @@ pub(crate) struct Dialogue {
     stream: Box<dyn Stream>,
     input: BytesMut,
     scanner: Scanner,
+    /// The path of the settings that encrypt it: a server may refuse a certificate after the handshake.
+    section: &'static str,
 }
 
 impl Dialogue {
@@ -29,6 +34,7 @@ impl Dialogue {
             stream: connect(server, tls).await?,
             input: BytesMut::new(),
             scanner: Scanner::default(),
+            section: tls.map_or(SERVERS, Connector::section),
         })
     }
 
@@ -58,9 +64,11 @@ impl Dialogue {
     }
 
     pub(crate) async fn write(&mut self, output: &[u8]) -> Result<(), Why> {
-        self.stream.write_all(output).await.map_err(io_why)?;
+        let section = self.section;
+        let why = |error| why_in(error, section);
+        self.stream.write_all(output).await.map_err(why)?;
         // A stream that encrypts may hold bytes back until it is flushed.
-        self.stream.flush().await.map_err(io_why)
+        self.stream.flush().await.map_err(why)
     }
 
     pub(crate) async fn read(&mut self) -> Result<Frame, Why> {
@@ -71,7 +79,7 @@ impl Dialogue {
                 return Frame::parse(&bytes, &mut 0).map_err(|bad| Why::Protocol(bad.0.into()));
             }
             let read = self.stream.read_buf(&mut self.input).await;
-            if read.map_err(io_why)? == 0 {
+            if read.map_err(|error| why_in(error, self.section))? == 0 {
                 return Err(Why::Closed);
             }
         }
@@ -126,10 +134,14 @@ async fn open_socket(address: std::net::SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// What a stream's error says about the connection.
+/// What a stream's error says about the connection to a data server.
 pub(crate) fn io_why(error: io::Error) -> Why {
+    why_in(error, SERVERS)
+}
+
+fn why_in(error: io::Error, section: &str) -> Why {
     if let Some(error) = tls::rustls_error(&error) {
-        return tls::why(error, "redis.ssl");
+        return tls::why(error, section);
     }
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Why::Refused,

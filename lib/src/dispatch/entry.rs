@@ -26,6 +26,9 @@ pub(super) struct Entry {
     pub(super) redirects: u32,
     /// Since when servers refuse to serve it.
     pub(super) refused_since: Option<Instant>,
+    /// The track of durable writes on which steps of it are done. A wait on another connection would not cover
+    /// them.
+    pub(super) stepped_on: Option<TrackId>,
 }
 
 /// What a request is for.
@@ -51,6 +54,7 @@ impl Entry {
             asking: None,
             redirects: 0,
             refused_since: None,
+            stepped_on: None,
         }
     }
 

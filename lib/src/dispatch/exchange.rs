@@ -255,7 +255,13 @@ impl Flight {
         let step = catch_unwind(AssertUnwindSafe(|| operation.decode(context, replies)));
         match step {
             Ok(Step::Done(result)) => self.done(id, entry, result),
-            Ok(Step::Again) => self.next_step(id, entry),
+            Ok(Step::Again) => {
+                let kind = self.tracks.peek(id).map(|track| track.kind);
+                if let Some(Kind::Durable(_)) = kind {
+                    entry.stepped_on = Some(id);
+                }
+                self.next_step(id, entry);
+            }
             Ok(Step::LoadScripts) => {
                 self.context.metrics.add(Counter::Retried, 1);
                 self.load_scripts(id);

@@ -95,6 +95,9 @@ impl Flight {
     /// Puts a request on the track that it takes, or has it wait for others on the same things.
     pub(super) fn place(&mut self, mut entry: Entry) {
         let id = self.tracks.route(&self.context, &entry);
+        if entry.stepped_on.is_some_and(|on| on != id) {
+            return self.refuse(entry, Why::Closed);
+        }
         // What holds the things that it is on is the first on them.
         if !entry.holds && !self.holds.may_place(&entry, id) {
             return self.holds.park(entry);

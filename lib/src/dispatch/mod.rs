@@ -208,6 +208,10 @@ impl Dispatcher {
     /// what they have sent; after a fail-over they are given up at once, since what an old master still
     /// acknowledges may be lost.
     fn adopt(&mut self, view: View, drains: bool) {
+        // What serves goes on until those that new settings name have said who does.
+        if matches!(view, View::Unknown(_)) && self.flight.tracks.is_served() {
+            return;
+        }
         self.nowhere = match &view {
             View::Unknown(why) => {
                 let since = self.nowhere.as_ref().map_or_else(Instant::now, |it| it.0);

@@ -212,6 +212,11 @@ impl Tracks {
         all.filter_map(|(id, track)| Some((id, track.as_mut()?)))
     }
 
+    /// Whether it is known who serves anything.
+    pub(super) fn is_served(&self) -> bool {
+        self.serving != Serving::Nobody
+    }
+
     /// The track that a request takes as things are.
     pub(super) fn route(&mut self, context: &Context, entry: &Entry) -> TrackId {
         let operation = entry.request.operation.as_ref();

@@ -162,10 +162,16 @@ impl Flight {
         track.loading_scripts = false;
         track.heartbeat_due = false;
         track.pending.retain(|it| it.purpose == Purpose::Caller);
+        self.give_up(id, why, |entry| entry.stepped_on.is_some());
+        let Some(track) = self.tracks.get(id) else {
+            return;
+        };
         for mut sent in std::mem::take(&mut track.sent) {
             let left = sent.begin < written;
+            let repeats = !left || may_repeat && sent.entry.request.operation.may_repeat();
+            // Of a durable write in steps the steps that are done can't be confirmed any more.
+            let repeats = repeats && sent.entry.stepped_on.is_none();
             let request = &mut sent.entry.request;
-            let repeats = !left || may_repeat && request.operation.may_repeat();
             if request.is_answered() || sent.entry.purpose != Purpose::Caller || !repeats {
                 request.answer(&self.context, Err(error.clone()));
                 self.end(id, sent.entry);
@@ -190,14 +196,19 @@ impl Flight {
 
     /// The lost connection can't be closed at the server: what may have been done there is not repeated.
     pub(super) fn give_doubtful_up(&mut self, id: TrackId, why: &Why) {
+        self.give_up(id, why, |entry| entry.is_doubtful);
+    }
+
+    /// Answers that nobody knows what became of these that wait for a track.
+    fn give_up(&mut self, id: TrackId, why: &Why, which: impl Fn(&Entry) -> bool) {
         let Some(track) = self.tracks.get(id) else {
             return;
         };
-        let (doubtful, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut track.pending)
+        let (over, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut track.pending)
             .into_iter()
-            .partition(|entry| entry.is_doubtful);
+            .partition(which);
         track.pending = rest;
-        for mut entry in doubtful {
+        for mut entry in over {
             let error = Error::Unknown(why.clone());
             entry.request.answer(&self.context, Err(error));
             self.end(id, entry);

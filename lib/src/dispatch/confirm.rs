@@ -28,7 +28,7 @@ const MARK_TTL_MS: u64 = 60_000;
 pub(super) struct Confirmation {
     /// With the answers that they get.
     waiting: Vec<(Request, Result<Answer, Error>)>,
-    /// How far the last batch got that was not confirmed.
+    /// How far the last batch got, if it was not confirmed.
     reached: Option<Reached>,
     /// Whether the server is waiting already.
     pub(super) is_asked: bool,
@@ -70,7 +70,7 @@ impl Confirmation {
         now: Instant,
     ) {
         self.is_asked = false;
-        self.reached = Some(reached);
+        self.reached = (!is_enough).then_some(reached);
         for (mut request, result) in std::mem::take(&mut self.waiting) {
             if is_enough {
                 request.answer(context, result);
@@ -100,8 +100,13 @@ impl Confirmation {
 
     /// What is done and past its deadline is told how far it is known to have got. Answers when the next one
     /// is due.
-    pub(super) fn expire(&mut self, context: &Context, now: Instant) -> Option<Instant> {
-        let reached = self.reached.unwrap_or(Reached::Replicas(0));
+    pub(super) fn expire(
+        &mut self,
+        context: &Context,
+        level: Durability,
+        now: Instant,
+    ) -> Option<Instant> {
+        let reached = self.reached.unwrap_or(nowhere(level));
         let late = |(request, _): &mut (Request, Result<Answer, Error>)| request.deadline <= now;
         for (mut request, _) in self.waiting.extract_if(.., late) {
             request.answer(context, Err(Error::NotDurable(reached)));
@@ -127,34 +132,42 @@ impl Confirmation {
     }
 }
 
-/// Reads the replies to [`Confirm`]: how many copies there are, and whether that is enough.
+/// No copy is known of.
+fn nowhere(level: Durability) -> Reached {
+    match level {
+        Durability::Aof { .. } => Reached::Aof {
+            local: 0,
+            replicas: 0,
+        },
+        Durability::Replicas(_) | Durability::None => Reached::Replicas(0),
+    }
+}
+
+/// Reads the replies to [`Confirm`]: how many copies there are, and whether that is enough. Without the mark
+/// the wait may have been for nothing.
 pub(super) fn read(level: Durability, replies: &[Frame]) -> (Reached, bool) {
     let number = |frame: Option<&Frame>| match frame {
         Some(Frame::Integer(number)) => u32::try_from(*number).unwrap_or(0),
         _ => 0,
     };
-    let is_marked = replies.first().is_some_and(|reply| reply.error().is_none());
+    if replies.first().is_none_or(|mark| mark.error().is_some()) {
+        return (nowhere(level), false);
+    }
     match (level, replies.get(1)) {
         (Durability::Aof { local, replicas }, Some(Frame::Array(found))) => {
+            let (own, others) = (number(found.first()), number(found.get(1)));
             let reached = Reached::Aof {
-                local: number(found.first()),
-                replicas: number(found.get(1)),
+                local: own,
+                replicas: others,
             };
-            let is_enough = number(found.first()) >= local && number(found.get(1)) >= replicas;
-            (reached, is_marked && is_enough)
-        }
-        (Durability::Aof { .. }, _) => {
-            let reached = Reached::Aof {
-                local: 0,
-                replicas: 0,
-            };
-            (reached, false)
+            (reached, own >= local && others >= replicas)
         }
         (Durability::Replicas(wanted), reply) => {
             let found = number(reply);
-            (Reached::Replicas(found), is_marked && found >= wanted)
+            (Reached::Replicas(found), found >= wanted)
         }
-        (Durability::None, _) => (Reached::Replicas(0), true),
+        (Durability::Aof { .. }, _) => (nowhere(level), false),
+        (Durability::None, _) => (nowhere(level), true),
     }
 }
 
@@ -225,10 +238,9 @@ mod tests {
             read(two, &[ok.clone(), number(1)]),
             (Reached::Replicas(1), false)
         );
-        // Without the mark the wait may have been for nothing.
         assert_eq!(
             read(two, &[moved, number(2)]),
-            (Reached::Replicas(2), false)
+            (Reached::Replicas(0), false)
         );
         let aof = Durability::Aof {
             local: 1,

@@ -32,8 +32,10 @@ impl Flight {
             for sent in &mut track.sent {
                 expire_or_note(&mut sent.entry.request, now, &mut next, &context);
             }
-            let due = track.confirmation.expire(&context, now);
-            next = due.map_or(next, |due| due.min(next));
+            if let Kind::Durable(level) = track.kind {
+                let due = track.confirmation.expire(&context, level, now);
+                next = due.map_or(next, |due| due.min(next));
+            }
             for entry in &mut track.pending {
                 if expire_or_note(&mut entry.request, now, &mut next, &context) {
                     self.answered += 1;

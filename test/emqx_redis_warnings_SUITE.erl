@@ -104,7 +104,7 @@ a_snapshot_that_failed(_Config) ->
     Server = good_server(#{}),
     %% A folder stands where the file is to be.
     ok = file:make_dir(filename:join(?SERVER:folder(Server), "dump.rdb")),
-    _ = ?SERVER:cli(Server, ["BGSAVE"]),
+    ?assertEqual(<<"Background saving started">>, ?SERVER:cli(Server, ["BGSAVE"])),
     ?HELPERS:wait_until(
         fun() -> info(Server, "persistence", "rdb_last_bgsave_status:err") end, ?TIMEOUT
     ),

@@ -33,6 +33,11 @@ all() ->
         a_server_that_drops_every_connection,
         a_newer_layout,
         a_foreign_value_at_meta,
+        a_full_memory,
+        a_full_memory_and_a_level_of_durability,
+        a_disk_that_takes_nothing,
+        too_few_replicas_to_write,
+        a_server_that_became_a_replica,
         cut_in_the_middle_of_a_reply,
         cut_in_the_middle_of_a_request,
         what_lost_its_reply_is_done_again
@@ -211,7 +216,8 @@ hammer_until(Until, Data, Count, Times) ->
     Time = erlang:monotonic_time(microsecond) - Begin,
     case Begin > Until * 1000 of
         true -> {Count, Times};
-        false when Count rem 100 =:= 0 -> hammer_until(Until, Data, Count + 1, [Time | Times]);
+        %% Few enough that they are not what takes memory.
+        false when Count rem 10000 =:= 0 -> hammer_until(Until, Data, Count + 1, [Time | Times]);
         false -> hammer_until(Until, Data, Count + 1, Times)
     end.
 
@@ -358,6 +364,139 @@ a_foreign_value_at_meta(_Config) ->
     ?assertEqual(<<"1">>, ?SERVER:cli(Server, ["HGET", "meta", "layout"])),
     [Moved] = ?SERVER:cli(Server, ["KEYS", "foreign:meta*"]),
     ?assertEqual(<<"somebody's">>, ?SERVER:cli(Server, ["GET", Moved])).
+
+%%--------------------------------------------------------------------
+%% Not taking writes
+%%--------------------------------------------------------------------
+
+%% What makes room goes on, also for whoever connects only then.
+a_full_memory(_Config) ->
+    Server = start_filled(),
+    <<"OK">> = ?SERVER:cli(Server, ["CONFIG", "SET", "maxmemory", "1"]),
+    writes_are_refused(<<"OOM">>),
+    reconnect(Server),
+    writes_are_refused(<<"OOM">>),
+    reads_go_on(),
+    ?assertEqual(ok, emqx_redis_message:ack_message(<<"c">>, <<"1">>)),
+    ?assertEqual(ok, emqx_redis_message:ack_message(<<"claimed">>, <<"1">>, #{epoch => 1})),
+    ?assertEqual(ok, emqx_redis_message:ack_messages(<<"c">>, [<<"2">>])),
+    ?assertEqual({ok, []}, emqx_redis_message:get_messages(<<"c">>, 0, 10)),
+    ?assertEqual(ok, emqx_redis_message:delete_messages(<<"claimed">>, #{epoch => 1})),
+    ?assertEqual(ok, emqx_redis_router:delete_route(<<"a/b">>, node())),
+    ?assertEqual(ok, emqx_redis_router:delete_route(<<"a/+">>, node())),
+    ?assertEqual(ok, emqx_redis_session:delete_session(<<"c">>)),
+    ?assertEqual({error, not_found}, emqx_redis_session:load_session(<<"c">>)),
+    <<"OK">> = ?SERVER:cli(Server, ["CONFIG", "SET", "maxmemory", "0"]),
+    ?assertEqual(ok, emqx_redis_session:save_session(<<"c">>, x)).
+
+%% What is refused is not waited for.
+a_full_memory_and_a_level_of_durability(_Config) ->
+    Server = start_filled(),
+    Args = ["--replicaof", "127.0.0.1", integer_to_list(?SERVER:port(Server))],
+    _ = ?SERVER:start(#{args => Args}),
+    Level = #{durability => {replicas, 1}, timeout => 15000},
+    ok = emqx_redis_session:save_session(<<"c">>, x, Level),
+    <<"OK">> = ?SERVER:cli(Server, ["CONFIG", "SET", "maxmemory", "1"]),
+    {Took, Refused} = timer:tc(fun() -> emqx_redis_session:save_session(<<"c">>, y, Level) end),
+    ?assertMatch({error, {redis, <<"OOM">>, _}}, Refused),
+    ?assert(Took < 5000000, Took),
+    <<"OK">> = ?SERVER:cli(Server, ["CONFIG", "SET", "maxmemory", "0"]),
+    ?assertEqual(ok, emqx_redis_session:save_session(<<"c">>, y, Level)).
+
+%% Redis then takes no write at all.
+a_disk_that_takes_nothing(_Config) ->
+    Server = start_filled(),
+    <<"OK">> = ?SERVER:cli(Server, ["CONFIG", "SET", "save", "3600 1"]),
+    Snapshot = filename:join(?SERVER:folder(Server), "dump.rdb"),
+    %% A folder stands where the file is to be.
+    ok = file:make_dir(Snapshot),
+    <<"Background saving started">> = ?SERVER:cli(Server, ["BGSAVE"]),
+    ?HELPERS:wait_until(fun() -> is_misconf(?SERVER:cli(Server, ["PING"])) end),
+    writes_are_refused(<<"MISCONF">>),
+    reconnect(Server),
+    writes_are_refused(<<"MISCONF">>),
+    reads_go_on(),
+    ok = file:del_dir(Snapshot),
+    <<"Background saving started">> = ?SERVER:cli(Server, ["BGSAVE"]),
+    ?HELPERS:wait_until(fun() -> emqx_redis_session:save_session(<<"c">>, x) =:= ok end).
+
+is_misconf({error, <<"MISCONF", _/binary>>}) -> true;
+is_misconf(_) -> false.
+
+too_few_replicas_to_write(_Config) ->
+    Server = start_filled(),
+    <<"OK">> = ?SERVER:cli(Server, ["CONFIG", "SET", "min-replicas-to-write", "1"]),
+    writes_are_refused(<<"NOREPLICAS">>),
+    reconnect(Server),
+    writes_are_refused(<<"NOREPLICAS">>),
+    reads_go_on(),
+    <<"OK">> = ?SERVER:cli(Server, ["CONFIG", "SET", "min-replicas-to-write", "0"]),
+    ?assertEqual(ok, emqx_redis_session:save_session(<<"c">>, x)).
+
+a_server_that_became_a_replica(_Config) ->
+    Server = start_filled(),
+    Other = ?SERVER:start(#{tcp => true}),
+    <<"OK">> = ?SERVER:cli(Server, ["REPLICAOF", "127.0.0.1", ?SERVER:port(Other)]),
+    %% Now it has what the other one has: nothing.
+    ?HELPERS:wait_until(fun() -> emqx_redis_session:count_sessions() =:= {ok, 0} end, 15000),
+    writes_are_refused(<<"READONLY">>),
+    reconnect(Server),
+    writes_are_refused(<<"READONLY">>),
+    <<"OK">> = ?SERVER:cli(Server, ["REPLICAOF", "NO", "ONE"]),
+    ?assertEqual(ok, emqx_redis_session:save_session(<<"c">>, x)).
+
+%% A server that holds two messages, two sessions and two routes.
+start_filled() ->
+    Server = ?SERVER:start(#{tcp => true}),
+    start(Server),
+    ok = emqx_redis_session:save_session(<<"c">>, x),
+    ok = emqx_redis_message:store_messages(<<"c">>, [message(N) || N <- [1, 2]]),
+    {ok, #{epoch := 1}} = emqx_redis_session:claim_session(<<"claimed">>, #{}),
+    ok = emqx_redis_session:save_session(<<"claimed">>, x, #{epoch => 1}),
+    ok = emqx_redis_message:store_messages(<<"claimed">>, [message(N) || N <- [1, 2]]),
+    [ok = emqx_redis_router:add_route(Filter, node()) || Filter <- [<<"a/b">>, <<"a/+">>]],
+    Server.
+
+writes_are_refused(Code) ->
+    Writes = [
+        fun() -> emqx_redis_session:save_session(<<"c">>, y) end,
+        fun() -> emqx_redis_session:save_session(<<"claimed">>, y, #{epoch => 1}) end,
+        fun() -> emqx_redis_session:claim_session(<<"c">>, #{}) end,
+        fun() -> emqx_redis_message:store_message(<<"c">>, message(3)) end,
+        fun() -> emqx_redis_message:store_message(<<"c">>, message(3), #{max_queue => 10}) end,
+        fun() -> one_failed(emqx_redis_message:store_message_for([<<"c">>, <<"d">>], message(3))) end,
+        fun() -> emqx_redis_router:add_route(<<"b/c">>, node()) end,
+        fun() -> emqx_redis_router:add_route(<<"b/+">>, node()) end,
+        fun() -> emqx_redis_pool:query(["SET", "k", "v"]) end
+    ],
+    [
+        ?assertMatch({N, {error, {redis, Code, <<_, _/binary>>}}}, {N, Write()})
+     || {N, Write} <- lists:zip(lists:seq(1, length(Writes)), Writes)
+    ].
+
+one_failed({error, {partial, [{<<"c">>, Reason}, {<<"d">>, Reason}]}}) -> {error, Reason};
+one_failed(Other) -> Other.
+
+reads_go_on() ->
+    ?assertEqual({ok, x}, emqx_redis_session:load_session(<<"c">>)),
+    ?assertEqual({ok, x}, emqx_redis_session:load_session(<<"claimed">>)),
+    ?assertEqual({ok, [<<"c">>, <<"claimed">>]}, emqx_redis_session:list_sessions(10, 0)),
+    ?assertEqual({ok, [message(1), message(2)]}, emqx_redis_message:get_messages(<<"c">>, 0, 10)),
+    {ok, Matches} = emqx_redis_router:match_routes(<<"a/b">>),
+    ?assertEqual([{Filter, node()} || Filter <- [<<"a/+">>, <<"a/b">>]], lists:sort(Matches)).
+
+message(N) -> #{id => integer_to_binary(N), timestamp => N, payload => N}.
+
+%% All connections are made anew.
+reconnect(Server) ->
+    Connects = connects(),
+    _ = ?SERVER:cli(Server, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]),
+    ?HELPERS:wait_until(fun() -> connects() > Connects end),
+    await_connected().
+
+connects() ->
+    #{counters := #{connects := Count}} = emqx_redis_storage:status(),
+    Count.
 
 %%--------------------------------------------------------------------
 %% Cut

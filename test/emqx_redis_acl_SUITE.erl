@@ -269,8 +269,7 @@ use_everything(#{servers := Servers, cli := Cli, name := Name}) ->
     end,
     Reconnected = fun() ->
         Connects = connects(),
-        Kill = ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"],
-        _ = [?SERVER:cli(Server, Kill) || Server <- Servers],
+        lists:foreach(fun kill_clients/1, Servers),
         ok = ?HELPERS:wait_until(fun() -> connects() > Connects end, ?TIMEOUT),
         connected()
     end,
@@ -308,6 +307,16 @@ use_everything(#{servers := Servers, cli := Cli, name := Name}) ->
         fun() -> emqx_redis_session:delete_session(<<"c">>, #{epoch => 2}) end
     ],
     [{Number, Result} || {Number, Step} <- lists:enumerate(Steps), Result <- [Step()], is_error(Result)].
+
+%% Ours alone: others watch the server, too.
+kill_clients(Server) ->
+    Clients = string:split(?SERVER:cli(Server, ["CLIENT", "LIST"]), "\n", all),
+    Ids = [
+        Id
+     || Client <- Clients,
+        {match, [Id]} <- [re:run(Client, "^id=(\\d+) .* name=emqx_redis_storage ", [{capture, [1], binary}])]
+    ],
+    [?SERVER:cli(Server, ["CLIENT", "KILL", "ID", Id]) || Id <- Ids].
 
 is_error(ok) -> false;
 is_error({ok, _}) -> false;

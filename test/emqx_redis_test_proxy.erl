@@ -1,6 +1,6 @@
 %% A TCP proxy that stands between the library and Redis and does what networks do: it freezes,
 %% delays, loses replies, cuts connections, refuses new ones, and delivers late what broken connections
-%% have sent. It does not look at what passes: TLS is bytes like any other.
+%% have sent. It does not look at what passes: TLS is bytes like any other. It keeps it, if asked to.
 %%
 %%     Proxy = emqx_redis_test_proxy:start(emqx_redis_test_server:address(Server)),
 %%     Config = #{redis => #{servers => emqx_redis_test_proxy:servers(Proxy)}},
@@ -12,6 +12,7 @@
 
 -export([start/1, stop/1, port/1, servers/1, set_mode/2, cut/1, connection_count/1, accepted_count/1]).
 -export([hold_existing/1, held_bytes/1, release/1]).
+-export([record/1, recorded/1]).
 
 -export_type([proxy/0, mode/0]).
 
@@ -102,6 +103,19 @@ connection_count({_Pid, _Port, Table}) ->
 -spec accepted_count(proxy()) -> non_neg_integer().
 accepted_count({_Pid, _Port, Table}) ->
     ets:lookup_element(Table, accepted, 2).
+
+%% Keeps what clients send from now on.
+-spec record(proxy()) -> ok.
+record({_Pid, _Port, Table}) ->
+    true = ets:insert(Table, {recording, true}),
+    ok.
+
+%% What clients have sent since, all bytes of a connection in one.
+-spec recorded(proxy()) -> [binary()].
+recorded({_Pid, _Port, Table}) ->
+    Parts = lists:sort(ets:match(Table, {{recorded, '$1', '$2'}, '$3'})),
+    Connections = lists:usort([Connection || [Connection, _Number, _Bytes] <- Parts]),
+    [iolist_to_binary([Bytes || [Of, _, Bytes] <- Parts, Of =:= Each]) || Each <- Connections].
 
 %% Internal
 
@@ -242,6 +256,7 @@ read(From, Writer, Lane = {Connection, Direction}, Table) ->
     case Received of
         {ok, Bytes} ->
             Direction =:= requests andalso count_waiting(Connection, byte_size(Bytes), Table),
+            Direction =:= requests andalso keep(Connection, Bytes, Table),
             Writer ! {bytes, At, Bytes},
             read(From, Writer, Lane, Table);
         {error, _} ->
@@ -322,6 +337,10 @@ hold_state(Connection, Table) ->
 
 count_waiting(Connection, Bytes, Table) ->
     ets:update_counter(Table, {waiting, Connection}, Bytes, {{waiting, Connection}, 0}).
+
+keep(Connection, Bytes, Table) ->
+    Key = {recorded, Connection, erlang:unique_integer([monotonic])},
+    ets:member(Table, recording) andalso ets:insert(Table, {Key, Bytes}).
 
 waiting(Connection, Table) ->
     case ets:lookup(Table, {waiting, Connection}) of

@@ -389,17 +389,38 @@ a_full_memory(_Config) ->
     <<"OK">> = ?SERVER:cli(Server, ["CONFIG", "SET", "maxmemory", "0"]),
     ?assertEqual(ok, emqx_redis_session:save_session(<<"c">>, x)).
 
-%% What is refused is not waited for.
+%% What is refused is not waited for, and what makes room is confirmed, or not, as ever.
 a_full_memory_and_a_level_of_durability(_Config) ->
     Server = start_filled(),
     Args = ["--replicaof", "127.0.0.1", integer_to_list(?SERVER:port(Server))],
-    _ = ?SERVER:start(#{args => Args}),
+    Replica = ?SERVER:start(#{args => Args}),
     Level = #{durability => {replicas, 1}, timeout => 15000},
     ok = emqx_redis_session:save_session(<<"c">>, x, Level),
     <<"OK">> = ?SERVER:cli(Server, ["CONFIG", "SET", "maxmemory", "1"]),
-    {Took, Refused} = timer:tc(fun() -> emqx_redis_session:save_session(<<"c">>, y, Level) end),
-    ?assertMatch({error, {redis, <<"OOM">>, _}}, Refused),
+    {Took, Results} = timer:tc(fun() ->
+        [
+            emqx_redis_session:save_session(<<"c">>, y, Level),
+            emqx_redis_message:ack_message(<<"c">>, <<"1">>, Level),
+            emqx_redis_message:ack_message(<<"c">>, <<"1">>, Level),
+            emqx_redis_session:delete_session(<<"c">>, Level)
+        ]
+    end),
+    ?assertMatch([{error, {redis, <<"OOM">>, _}}, ok, ok, ok], Results),
     ?assert(Took < 5000000, Took),
+    NotSeen = {error, {not_durable, 0}},
+    ok = ?SERVER:pause(Replica),
+    Short = Level#{timeout => 1000},
+    ?assertEqual(NotSeen, emqx_redis_message:ack_message(<<"c">>, <<"1">>, Short)),
+    ok = ?SERVER:resume(Replica),
+    ?assertEqual(ok, emqx_redis_message:ack_message(<<"c">>, <<"2">>, Level)),
+    %% Without a mark that could be prolonged nothing is known, and not asked over and over.
+    Marks = ?SERVER:cli(Server, ["KEYS", "durable*"]),
+    ?assertEqual(length(Marks), ?SERVER:cli(Server, ["DEL" | Marks])),
+    <<"OK">> = ?SERVER:cli(Server, ["CONFIG", "RESETSTAT"]),
+    ?assertEqual(NotSeen, emqx_redis_message:ack_message(<<"claimed">>, <<"1">>, Short#{epoch => 1})),
+    Stats = ?SERVER:cli(Server, ["INFO", "commandstats"]),
+    {match, [Waits]} = re:run(Stats, "cmdstat_wait:calls=(\\d+)", [{capture, [1], list}]),
+    ?assert(list_to_integer(Waits) < 20, Waits),
     <<"OK">> = ?SERVER:cli(Server, ["CONFIG", "SET", "maxmemory", "0"]),
     ?assertEqual(ok, emqx_redis_session:save_session(<<"c">>, y, Level)).
 

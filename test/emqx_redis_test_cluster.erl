@@ -437,6 +437,7 @@ migrate(Source, Target, Keys) ->
 
 %% First the target, so that at no time nobody owns the slot.
 finish_moves(Cluster, Slots, Source, Target) ->
+    ok = await_epoch(Cluster, Source, Target),
     TargetId = ?VIEW:id(Target),
     Commands = [["CLUSTER", "SETSLOT", Slot, "NODE", TargetId] || Slot <- Slots],
     Masters = [Target, Source | masters(Cluster) -- [Target, Source]],
@@ -445,6 +446,17 @@ finish_moves(Cluster, Slots, Source, Target) ->
         case lists:usort([?VIEW:agreed_owner(Cluster, Slot) || Slot <- [hd(Slots), lists:last(Slots)]]) of
             [{ok, Target}] -> {ok, ok};
             Others -> Others
+        end
+    end).
+
+%% The target takes the slots under an epoch above all that it knows of. If the source's is news to it, what the
+%% source said of its slots a moment ago, and arrives late, takes them from the target, and nobody has them.
+await_epoch(Cluster, Source, Target) ->
+    #{epoch := Epoch} = own_row(Cluster, Source),
+    ?TOPOLOGY:await(epoch_unknown, fun() ->
+        case [Known || #{node := Node, epoch := Known} <- ?VIEW:rows(Cluster, Target), Node =:= Source] of
+            [Known] when Known >= Epoch -> {ok, ok};
+            Other -> {Epoch, Other}
         end
     end).
 

@@ -78,13 +78,18 @@ impl Clock {
 
     /// Microseconds since 1970 on the server's clock; never less than before.
     pub fn now_micros(&self) -> i64 {
-        let now = self.offset.load(Relaxed) + self.start.elapsed().as_micros() as i64;
+        let now = self.reference_micros();
         self.last.fetch_max(now, Relaxed).max(now)
+    }
+
+    /// The same as the server has it: where its clock was set back, so does this.
+    pub(crate) fn reference_micros(&self) -> i64 {
+        self.offset.load(Relaxed) + self.start.elapsed().as_micros() as i64
     }
 
     /// Microseconds since 1970 on the clock by which the server expires keys.
     pub fn server_micros(&self) -> i64 {
-        self.now_micros() + self.skew.load(Relaxed)
+        self.reference_micros() + self.skew.load(Relaxed)
     }
 
     /// How far the clock of the server that is spoken to is ahead of the reference, in microseconds: in

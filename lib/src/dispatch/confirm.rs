@@ -3,7 +3,8 @@
 //! What waits goes out as one batch, and one `WAIT` or `WAITAOF` behind it serves all of it; the next batch
 //! is sent when that is answered. Redis waits for the last write of the connection that *changed*
 //! something, so that a repeated write would be confirmed unseen: each batch ends with a write that
-//! always changes something. Commands: <https://redis.io/docs/latest/commands/wait/>,
+//! always changes something, a mark that is set anew, or prolonged where memory is short. Commands:
+//! <https://redis.io/docs/latest/commands/wait/>,
 //! <https://redis.io/docs/latest/commands/waitaof/>.
 
 use std::time::{Duration, Instant};
@@ -15,9 +16,14 @@ use crate::metrics::OperationKind;
 use crate::request::{Affinity, Answer, Operation, Request, Step};
 use crate::resp::{Commands, Frame};
 
-/// How long the server is asked to wait at a time. What is not confirmed by then is asked for again, with
-/// the next batch: so an unmet level does not keep what comes behind it from being written.
+/// How long the server is asked to wait for replicas at a time. What is not confirmed by then is asked for
+/// again, with the next batch: so an unmet level does not keep what comes behind it from being written.
+/// Each batch moves the goal, so that replicas which are far away need longer: it is doubled up to twice.
 const SLICE: Duration = Duration::from_millis(100);
+/// No shorter wait is worth the question.
+const SHORTEST_SLICE: Duration = Duration::from_millis(20);
+/// How long it is asked to wait for files: longer than `everysec` takes.
+const FILES_SLICE: Duration = Duration::from_secs(2);
 /// A request is told that it was not confirmed so long before its deadline.
 const MARGIN: Duration = Duration::from_millis(20);
 /// What makes a batch propagate lives for a minute.
@@ -30,12 +36,18 @@ pub(super) struct Confirmation {
     waiting: Vec<(Request, Result<Answer, Error>)>,
     /// How far the last batch got, if it was not confirmed.
     reached: Option<Reached>,
+    /// How many batches in a row were not confirmed in their time.
+    unmet: u32,
     /// Whether the server is waiting already.
     pub(super) is_asked: bool,
     /// The slot of a key of the last batch, where the next mark is written in a cluster.
     pub(super) slot: u16,
     /// Whom the last batch was sent to with ASKING: the slot is on its way there.
     pub(super) asking: Option<Server>,
+    /// Where the last mark was set.
+    marked: Option<u16>,
+    /// Whether the server has no memory for a new mark.
+    is_full: bool,
     /// Errors are answered at once: how many there were in a row, and until when the next question waits.
     errors: u32,
     rests_until: Option<Instant>,
@@ -51,13 +63,21 @@ impl Confirmation {
         self.waiting.push((request, result));
     }
 
-    /// How long the server may wait this time.
-    pub(super) fn slice(&self, sent: impl Iterator<Item = Instant>, now: Instant) -> Duration {
+    /// How long the server may wait this time. For files the others do not wait less because one has less
+    /// time: it would be too little for all of them.
+    pub(super) fn slice(
+        &self,
+        level: Durability,
+        sent: impl Iterator<Item = Instant>,
+        now: Instant,
+    ) -> Duration {
+        if let Durability::Aof { .. } = level {
+            return FILES_SLICE;
+        }
         let waiting = self.waiting.iter().map(|(request, _)| request.deadline);
         let first = waiting.chain(sent).min().unwrap_or(now + SLICE);
         let left = first.saturating_duration_since(now).saturating_sub(MARGIN);
-        // 0 would wait for ever.
-        left.clamp(Duration::from_millis(1), SLICE)
+        left.clamp(SHORTEST_SLICE, SLICE * (1 << self.unmet.min(2)))
     }
 
     /// The server says how many copies there are. Writes that are not confirmed stay as long as they have
@@ -71,15 +91,53 @@ impl Confirmation {
     ) {
         self.is_asked = false;
         self.reached = (!is_enough).then_some(reached);
-        for (mut request, result) in std::mem::take(&mut self.waiting) {
-            if is_enough {
+        self.unmet = if is_enough { 0 } else { self.unmet + 1 };
+        if is_enough {
+            for (mut request, result) in self.waiting.drain(..) {
                 request.answer(context, result);
-            } else if request.deadline <= now + MARGIN {
-                request.answer(context, Err(Error::NotDurable(reached)));
-            } else if !request.is_answered() {
-                self.waiting.push((request, result));
             }
+            return;
         }
+        let is_over = |(request, _): &mut (Request, Result<Answer, Error>)| {
+            request.deadline <= now + MARGIN || request.is_answered()
+        };
+        for (mut request, _) in self.waiting.extract_if(.., is_over) {
+            request.answer(context, Err(Error::NotDurable(reached)));
+        }
+    }
+
+    /// The next batch's end.
+    pub(super) fn question(&self, level: Durability, slice: Duration) -> Confirm {
+        Confirm {
+            level,
+            slot: self.prolonged().unwrap_or(self.slot),
+            prolongs: self.prolonged().is_some(),
+            slice,
+        }
+    }
+
+    /// The slot of the mark that is to be prolonged, if one is.
+    pub(super) fn prolonged(&self) -> Option<u16> {
+        self.marked.filter(|_| self.is_full)
+    }
+
+    /// What became of the mark; true if it has to be in another slot. A server without memory takes no new
+    /// one, so the last one is prolonged: acknowledging and deleting, which make room, can be confirmed.
+    pub(super) fn note_mark(&mut self, reply: Option<&Frame>) -> bool {
+        let was_prolonged = self.prolonged().is_some();
+        match reply {
+            Some(Frame::Error(text)) if text.starts_with(b"OOM ") => {
+                self.is_full = true;
+                return false;
+            }
+            // There was none.
+            Some(Frame::Integer(0)) => self.marked = None,
+            Some(Frame::Error(_)) | None => {}
+            Some(_) if was_prolonged => return false,
+            Some(_) => self.marked = Some(self.slot),
+        }
+        self.is_full = false;
+        matches!(reply, Some(Frame::Error(_)))
     }
 
     /// Until when the server is not asked, where it is to be.
@@ -90,7 +148,8 @@ impl Confirmation {
 
     /// A server that answers with an error does not wait: it is not asked over and over.
     pub(super) fn note_errors(&mut self, replies: &[Frame], now: Instant) {
-        match replies.iter().any(|reply| reply.error().is_some()) {
+        let is_wrong = |reply: &Frame| reply.error().is_some();
+        match !is_marked(replies) || replies.iter().any(is_wrong) {
             true => self.errors += 1,
             false => self.errors = 0,
         }
@@ -150,7 +209,7 @@ pub(super) fn read(level: Durability, replies: &[Frame]) -> (Reached, bool) {
         Some(Frame::Integer(number)) => u32::try_from(*number).unwrap_or(0),
         _ => 0,
     };
-    if replies.first().is_none_or(|mark| mark.error().is_some()) {
+    if !is_marked(replies) {
         return (nowhere(level), false);
     }
     match (level, replies.get(1)) {
@@ -171,11 +230,18 @@ pub(super) fn read(level: Durability, replies: &[Frame]) -> (Reached, bool) {
     }
 }
 
+/// Whether the mark was set or prolonged.
+fn is_marked(replies: &[Frame]) -> bool {
+    let is_not = |mark: &Frame| mark.error().is_some() || *mark == Frame::Integer(0);
+    !replies.first().is_none_or(is_not)
+}
+
 /// Ends a batch: a write that always changes something, and the wait.
 pub(super) struct Confirm {
-    pub(super) level: Durability,
-    pub(super) slot: u16,
-    pub(super) slice: Duration,
+    level: Durability,
+    slot: u16,
+    prolongs: bool,
+    slice: Duration,
 }
 
 impl Operation for Confirm {
@@ -190,7 +256,10 @@ impl Operation for Confirm {
     fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
         let ttl = itoa::Buffer::new().format(MARK_TTL_MS).as_bytes().to_vec();
         let mark = context.keys.durable(self.slot);
-        commands.command(&[b"SET", &mark, b"1", b"PX", &ttl]);
+        match self.prolongs {
+            true => commands.command(&[b"PEXPIRE", &mark, &ttl]),
+            false => commands.command(&[b"SET", &mark, b"1", b"PX", &ttl]),
+        };
         let millis = self.slice.as_millis() as u64;
         match self.level {
             Durability::Aof { local, replicas } => commands
@@ -223,6 +292,38 @@ impl Operation for Confirm {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_is_prolonged_while_there_is_no_memory_for_a_new_one() {
+        let ok = Some(Frame::Simple("OK".into()));
+        let full = Some(Frame::Error("OOM command not allowed".into()));
+        let (done, gone) = (Some(Frame::Integer(1)), Some(Frame::Integer(0)));
+        let mut confirmation = Confirmation::default();
+        confirmation.note_mark(full.as_ref());
+        assert_eq!(confirmation.prolonged(), None);
+        confirmation.slot = 7;
+        confirmation.note_mark(ok.as_ref());
+        assert_eq!(confirmation.prolonged(), None);
+        // The next batch is about another slot.
+        confirmation.slot = 8;
+        assert!(!confirmation.note_mark(full.as_ref()));
+        assert_eq!(confirmation.prolonged(), Some(7));
+        confirmation.note_mark(done.as_ref());
+        assert_eq!(confirmation.prolonged(), Some(7));
+        confirmation.note_mark(gone.as_ref());
+        confirmation.note_mark(full.as_ref());
+        assert_eq!(confirmation.prolonged(), None);
+        let moved = Frame::Error("MOVED 8 a:1".into());
+        assert!(confirmation.note_mark(Some(&moved)));
+    }
+
+    #[test]
+    fn what_is_not_marked_is_not_confirmed() {
+        let two = Durability::Replicas(2);
+        let prolonged = |mark| read(two, &[Frame::Integer(mark), Frame::Integer(2)]);
+        assert_eq!(prolonged(1), (Reached::Replicas(2), true));
+        assert_eq!(prolonged(0), (Reached::Replicas(0), false));
+    }
 
     #[test]
     fn replies_are_compared_with_the_level() {

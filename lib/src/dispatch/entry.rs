@@ -26,9 +26,9 @@ pub(super) struct Entry {
     pub(super) redirects: u32,
     /// Since when servers refuse to serve it.
     pub(super) refused_since: Option<Instant>,
-    /// The track of durable writes on which steps of it are done. A wait on another connection would not cover
-    /// them.
-    pub(super) stepped_on: Option<TrackId>,
+    /// The connection for durable writes on which steps of it are done, see `Track::life`. A wait on another one
+    /// would not cover them.
+    pub(super) stepped_on: Option<u64>,
 }
 
 /// What a request is for.

@@ -4,7 +4,7 @@
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::time::{Duration, Instant};
 
-use super::confirm::{self, Confirm};
+use super::confirm;
 use super::entry::{Entry, Nobody, Purpose};
 use super::flight::Flight;
 use super::holds::TrackId;
@@ -60,6 +60,11 @@ impl Flight {
         }
         if self.holds.is_held(&entry) {
             self.line_up(entry);
+            return None;
+        }
+        let life = self.tracks.peek(id).map(|track| track.life);
+        if entry.stepped_on.is_some() && entry.stepped_on != life {
+            self.refuse(entry, Why::Closed);
             return None;
         }
         if !entry.holds && entry.request.is_abandoned() {
@@ -159,16 +164,14 @@ impl Flight {
         }
         let deadlines = track.sent.iter().filter(callers);
         let deadlines = deadlines.map(|sent| sent.entry.request.deadline);
-        let slice = track.confirmation.slice(deadlines, now);
-        let operation = Confirm {
-            level,
-            slot: track.confirmation.slot,
-            slice,
-        };
+        let slice = track.confirmation.slice(level, deadlines, now);
+        let operation = track.confirmation.question(level, slice);
         track.confirmation.is_asked = true;
         let request = Request::new(Box::new(operation), now + slice * 100, Box::new(Nobody));
         let mut entry = Entry::new(request, Purpose::Confirm);
-        entry.asking.clone_from(&track.confirmation.asking);
+        if track.confirmation.prolonged().is_none() {
+            entry.asking.clone_from(&track.confirmation.asking);
+        }
         self.send(id, entry, wire)
     }
 
@@ -233,7 +236,7 @@ impl Flight {
         let (context, now) = (&self.context, Instant::now());
         track.confirmation.confirm(context, reached, is_enough, now);
         track.confirmation.note_errors(replies, now);
-        if replies.first().is_some_and(|reply| reply.error().is_some()) {
+        if track.confirmation.note_mark(replies.first()) {
             // The slot is moving away: write the mark in another one.
             let slot = track.confirmation.slot;
             let own = self.tracks.number_of(id);
@@ -256,20 +259,24 @@ impl Flight {
         match step {
             Ok(Step::Done(result)) => self.done(id, entry, result),
             Ok(Step::Again) => {
-                let kind = self.tracks.peek(id).map(|track| track.kind);
-                if let Some(Kind::Durable(_)) = kind {
-                    entry.stepped_on = Some(id);
-                }
+                self.note_step(id, &mut entry);
                 self.next_step(id, entry);
             }
             Ok(Step::LoadScripts) => {
                 self.context.metrics.add(Counter::Retried, 1);
                 self.load_scripts(id);
+                // Of a write for several some may be done.
+                if matches!(entry.request.operation.affinity(), Affinity::Many(_)) {
+                    self.note_step(id, &mut entry);
+                }
                 self.next_step(id, entry);
             }
             Ok(Step::Repair(keys, error)) => {
                 let kind = entry.request.operation.kind();
                 let is_write = entry.request.operation.is_write();
+                if is_write {
+                    self.note_step(id, &mut entry);
+                }
                 let repair = Repair::new(kind, entry.things(), keys, error).after_write(is_write);
                 entry.request.operation = Box::new(repair);
                 self.next_step(id, entry);
@@ -338,6 +345,10 @@ impl Flight {
         };
         self.context.metrics.add(Counter::Redirected, 1);
         let now = Instant::now();
+        // Outside a cluster a write for several is several units, of which some may be done.
+        if matches!(entry.request.operation.affinity(), Affinity::Many(_)) {
+            entry.request.began = true;
+        }
         // Two servers that each name the other are asked less often.
         entry.redirects += 1;
         let mut at = if entry.redirects > 3 {
@@ -403,6 +414,13 @@ impl Flight {
             }
         }
         any
+    }
+
+    /// A step is done. Of a durable write only this connection can confirm it.
+    fn note_step(&self, id: TrackId, entry: &mut Entry) {
+        let track = self.tracks.peek(id);
+        let durable = track.filter(|track| matches!(track.kind, Kind::Durable(_)));
+        entry.stepped_on = durable.map(|track| track.life);
     }
 
     /// An operation has another step; whatever else is on the same client waits for it.

@@ -32,6 +32,8 @@ pub(super) struct Flight {
     pub(super) next_deadline: Instant,
     /// How long requests wait for servers that do not serve.
     pub(super) grace: Duration,
+    /// How many connections there have been.
+    lives: u64,
     /// What servers said of their replicas.
     pub(super) reports: Vec<(TrackId, Bytes)>,
     /// The track whose server has the reference clock.
@@ -56,6 +58,7 @@ impl Flight {
             answered: 0,
             next_deadline: far_away(),
             grace: Duration::ZERO,
+            lives: 0,
             reports: Vec::new(),
             reference: None,
             is_outdated: false,
@@ -95,7 +98,8 @@ impl Flight {
     /// Puts a request on the track that it takes, or has it wait for others on the same things.
     pub(super) fn place(&mut self, mut entry: Entry) {
         let id = self.tracks.route(&self.context, &entry);
-        if entry.stepped_on.is_some_and(|on| on != id) {
+        let life = self.tracks.peek(id).map(|track| track.life);
+        if entry.stepped_on.is_some() && entry.stepped_on != life {
             return self.refuse(entry, Why::Closed);
         }
         // What holds the things that it is on is the first on them.
@@ -246,7 +250,7 @@ impl Flight {
             } else if let Some(track) = self.tracks.get(id) {
                 let uncertainty = sample.received.saturating_duration_since(sample.sent) / 2;
                 let age = sample.received.elapsed() + uncertainty;
-                let skew = sample.micros + age.as_micros() as i64 - clock.now_micros();
+                let skew = sample.micros + age.as_micros() as i64 - clock.reference_micros();
                 if is_new || (skew - track.skew).abs() > uncertainty.as_micros() as i64 {
                     track.skew = skew;
                 }
@@ -259,6 +263,8 @@ impl Flight {
         if let Some(track) = self.tracks.get(id) {
             track.is_up = is_up;
             if is_up {
+                self.lives += 1;
+                track.life = self.lives;
                 track.skew = 0;
                 track.served();
             }

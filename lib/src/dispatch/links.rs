@@ -147,6 +147,9 @@ impl Dispatcher {
         // What only might be used takes no other's place: the two would close each other in turns.
         let is_needed = link.is_failing || has_pending(id);
         if !is_wanted && !is_needed {
+            if let Some(link) = self.links.get_mut(&id) {
+                link.down_since = None;
+            }
             return false;
         }
         let is_asked = self.config.redis.topology == Topology::Sentinel;
@@ -304,12 +307,13 @@ impl Dispatcher {
             if let State::Up(wire) = &link.state {
                 self.context.metrics.add(Counter::Disconnects, 1);
                 self.flight.set_up(id, false);
+                let may_repeat = link.identity.is_some() && !self.kill_refused;
                 if let Some(identity) = link.identity {
                     self.kill_beside(&identity);
                     self.lost.push((link.server, identity));
                 }
                 self.flight
-                    .abort_sent(id, wire.written(), &Why::Closed, true);
+                    .abort_sent(id, wire.written(), &Why::Closed, may_repeat);
             }
         }
         self.flight.remove(id);

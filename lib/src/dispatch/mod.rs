@@ -133,6 +133,10 @@ impl Dispatcher {
                 Taken::Something => busy = true,
                 Taken::Nothing => {}
             }
+            if self.armed_for <= Instant::now() {
+                // What is late is not sent.
+                self.flight.expire(Instant::now());
+            }
             if self.flight.must_reroute {
                 self.flight.reroute();
             }

@@ -19,6 +19,9 @@ pub(super) const NOWHERE: TrackId = 0;
 /// How often a server that refuses is tried with a request.
 const PROBE_EVERY: Duration = Duration::from_millis(300);
 
+/// What a server said so long ago says nothing about now.
+const STALE_AFTER: Duration = Duration::from_secs(1);
+
 /// Which requests a connection carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -55,6 +58,8 @@ pub(super) struct Track {
     pub(super) heartbeats: u32,
     pub(super) loading_scripts: bool,
     pub(super) is_up: bool,
+    /// Numbers the connections.
+    pub(super) life: u64,
     /// The server's clock minus the reference clock, in microseconds.
     pub(super) skew: i64,
     /// Why the server can't do what this track is for.
@@ -67,6 +72,7 @@ pub(super) struct Track {
 struct Refusal {
     why: Why,
     since: Instant,
+    last: Instant,
     next_probe: Instant,
 }
 
@@ -96,6 +102,7 @@ impl Track {
             heartbeats: 0,
             loading_scripts: false,
             is_up: false,
+            life: 0,
             skew: 0,
             unsupported: None,
             last_used: now,
@@ -131,9 +138,11 @@ impl Track {
         let refusal = self.refusal.get_or_insert_with(|| Refusal {
             why: why.clone(),
             since: now,
+            last: now,
             next_probe: now,
         });
         refusal.why = why;
+        refusal.last = now;
         refusal.since
     }
 
@@ -146,6 +155,11 @@ impl Track {
     pub(super) fn refuses(&mut self, grace: Duration) -> Option<Why> {
         let refusal = self.refusal.as_mut()?;
         let now = Instant::now();
+        // Nobody has tried since.
+        if now > refusal.last + STALE_AFTER {
+            self.refusal = None;
+            return None;
+        }
         if now < refusal.since + grace {
             return None;
         }

@@ -13,8 +13,8 @@ use crate::internal::{Heartbeat, KillClient};
 use crate::metrics::Counter;
 use crate::request::Request;
 
-/// A connection that is lost must be closed at its server within that time.
-const KILL_DEADLINE: Duration = Duration::from_secs(5);
+/// A lost connection is closed at its server ahead of all else, however long that takes.
+const KILL_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// With every so manyth heartbeat the server is asked for its replicas.
 const REPLICAS_EVERY: u32 = 5;
@@ -140,13 +140,11 @@ impl Flight {
 
     /// Fails what waits for a track; what has done a step may have changed something.
     pub(super) fn fail_pending(&mut self, id: TrackId, error: &Error) {
-        let Some(track) = self.tracks.get(id) else {
-            return;
-        };
-        for mut entry in std::mem::take(&mut track.pending) {
-            entry
-                .request
-                .answer(&self.context, Err(ended(&entry, error)));
+        // What is over lets others go on, perhaps on this very track.
+        while let Some(entry) = self.tracks.get(id).and_then(|it| it.pending.pop_front()) {
+            let mut entry = entry;
+            let error = ended(&entry, error);
+            entry.request.answer(&self.context, Err(error));
             self.end(id, entry);
         }
     }

@@ -91,7 +91,10 @@ impl Wire {
                     self.context.metrics.add(Counter::BytesOut, count as u64);
                 }
                 Poll::Ready(Err(error)) => return Err(io_why(error)),
-                Poll::Pending => return Ok(wrote),
+                Poll::Pending => {
+                    self.drop_written();
+                    return Ok(wrote);
+                }
             }
         }
         if self.output_at > 0 {
@@ -103,6 +106,14 @@ impl Wire {
         match Pin::new(&mut self.stream).poll_flush(task) {
             Poll::Ready(Err(error)) => Err(io_why(error)),
             _ => Ok(wrote),
+        }
+    }
+
+    /// A socket that never takes everything must not make the buffer grow.
+    fn drop_written(&mut self) {
+        if self.output_at > WRITE_AHEAD.max(self.output.len() - self.output_at) {
+            self.output.drain(..self.output_at);
+            self.output_at = 0;
         }
     }
 

@@ -181,7 +181,7 @@ async fn ask_for_slots(dialogue: &mut Dialogue, asked: &Server) -> Result<Answer
             }
         }
         if let Some(master) = nodes.into_iter().next() {
-            map.unserved -= (slots.end() - slots.start() + 1).min(map.unserved);
+            map.unserved -= (slots.end().saturating_sub(*slots.start()) + 1).min(map.unserved);
             let its = masters.entry(master.to_string());
             its.or_insert_with(|| (master, Vec::new())).1.push(slots);
         }

@@ -4,7 +4,7 @@ mod cluster;
 mod sentinel;
 
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,7 @@ pub(crate) struct Lookout {
     queue: Arc<Queue>,
     config: watch::Sender<Arc<Config>>,
     hurry: Arc<Notify>,
+    tells_again: Arc<AtomicBool>,
     /// How often it was asked to look by one who waits for the answer.
     asked: Arc<AtomicU64>,
     /// Why nobody could be asked the last time, though it is known who serves what.
@@ -59,6 +60,7 @@ impl Lookout {
             queue,
             config: watch::Sender::new(Arc::new(config.clone())),
             hurry: Arc::new(Notify::new()),
+            tells_again: Arc::default(),
             asked: Arc::default(),
             blind: Arc::default(),
         }
@@ -75,8 +77,10 @@ impl Lookout {
             .unwrap_or_else(|broken| broken.into_inner())
     }
 
-    /// There is a reason to look.
+    /// There is a reason to look, and to tell what is found though it be known: the dispatcher may have heard
+    /// otherwise meanwhile.
     pub(crate) fn hurry(&self) {
+        self.tells_again.store(true, Relaxed);
         self.hurry.notify_one();
     }
 
@@ -157,8 +161,11 @@ impl Lookout {
             Err(_) if is_known => return,
             Err(why) => View::Unknown(why),
         };
-        if *view != found {
-            log(&found);
+        let tells_again = self.tells_again.swap(false, Relaxed);
+        if *view != found || tells_again && is_known {
+            if *view != found {
+                log(&found);
+            }
             view.clone_from(&found);
             self.queue.control(Control::View(found));
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::config::{Redis, Server};
@@ -54,10 +55,14 @@ impl Sentinels {
         }
         let count = config.servers.len();
         let (mut reasons, mut named) = (Vec::new(), Vec::new());
-        for offset in 0..count {
+        if all {
+            (named, reasons) = ask_all(config, self.tls.as_ref()).await;
+        }
+        let one_by_one = if all { 0 } else { count };
+        for offset in 0..one_by_one {
             let number = (self.next + offset) % count;
             match self.ask(config, number).await {
-                Ok(answer) if !all && answer.epoch >= self.epoch => {
+                Ok(answer) if answer.epoch >= self.epoch => {
                     match self.believe(config, answer).await {
                         Ok(server) => {
                             self.next = (number + 1) % count;
@@ -130,6 +135,32 @@ impl Sentinels {
         self.open = Some((number, dialogue));
         Ok(found)
     }
+}
+
+/// Asks all sentinels at once, so that one which is gone takes no others' time.
+async fn ask_all(config: &Redis, tls: Option<&Connector>) -> (Vec<Named>, Vec<(usize, Why)>) {
+    let mut asking = JoinSet::new();
+    for number in 0..config.servers.len() {
+        let (config, tls) = (config.clone(), tls.cloned());
+        asking.spawn(async move {
+            let name = config.sentinel.as_deref().unwrap_or_default();
+            let asked = async {
+                let mut dialogue = connect(&config, tls.as_ref(), number).await?;
+                let answer = timeout(PATIENCE, ask_for_master(&mut dialogue, name)).await;
+                let answer = answer.unwrap_or(Err(Why::ConnectTimeout));
+                answer.map_err(|why| at(&config.servers[number], why))
+            };
+            (number, asked.await)
+        });
+    }
+    let (mut named, mut reasons) = (Vec::new(), Vec::new());
+    for (number, answer) in asking.join_all().await {
+        match answer {
+            Ok(answer) => named.push(answer),
+            Err(why) => reasons.push((number, why)),
+        }
+    }
+    (named, reasons)
 }
 
 /// Whether a server is a master.

@@ -18,6 +18,7 @@ all() ->
     [
         an_ok_means_that_the_replicas_have_it,
         too_few_replicas,
+        replicas_that_are_far_away,
         a_repeated_write_is_not_confirmed_unseen,
         every_write_takes_a_level,
         the_configured_level,
@@ -29,6 +30,7 @@ all() ->
         order_across_levels,
         order_while_replicas_are_frozen,
         append_only_files,
+        append_only_files_that_are_synced_each_second,
         append_only_files_that_are_not_written,
         each_master_of_a_cluster_has_its_replica,
         a_batch_over_many_masters
@@ -82,6 +84,35 @@ too_few_replicas(_Config) ->
     timer:sleep(300),
     ok = ?SERVER:resume(Replica),
     ?assertEqual({reply, ok}, emqx_redis_storage:receive_response(Id, ?TIMEOUT)).
+
+%% The goal moves with each batch: what comes from many callers is confirmed all the same.
+replicas_that_are_far_away(_Config) ->
+    {Master, _} = start_replicated(0),
+    Proxy = emqx_redis_test_proxy:start(?SERVER:address(Master)),
+    Port = emqx_redis_test_proxy:port(Proxy),
+    _ = ?SERVER:start(#{args => ["--replicaof", "127.0.0.1", integer_to_list(Port)]}),
+    ?HELPERS:wait_until(
+        fun() -> emqx_redis_session:save_session(<<"c">>, x, level({replicas, 1})) =:= ok end, ?TIMEOUT
+    ),
+    ok = emqx_redis_test_proxy:set_mode(Proxy, {delay, 90}),
+    Until = erlang:monotonic_time(millisecond) + 2000,
+    Write = fun Write(Client, Results) ->
+        case erlang:monotonic_time(millisecond) < Until of
+            true -> Write(Client, [emqx_redis_session:save_session(Client, x, level({replicas, 1})) | Results]);
+            false -> Results
+        end
+    end,
+    Parent = self(),
+    Pids = [spawn_link(fun() -> Parent ! {self(), Write(client(N), [])} end) || N <- lists:seq(1, 8)],
+    Results = [
+        receive
+            {Pid, Own} -> Own
+        end
+     || Pid <- Pids
+    ],
+    ?assertEqual([ok], lists:usort(lists:append(Results))),
+    %% Each takes about two ways there and one back.
+    [?assert(length(Own) >= 3, length(Own)) || Own <- Results].
 
 %% Redis counts the replicas that have the last write of the connection which changed something: of one
 %% that changes nothing that was an earlier one, which they all have.
@@ -312,6 +343,25 @@ append_only_files(_Config) ->
             ?assertEqual({ok, z}, emqx_redis_session:load_session(<<"c">>))
     end.
 
+%% A sync takes up to a second to come, here and at the replica, and is waited for.
+append_only_files_that_are_synced_each_second(_Config) ->
+    Args = ["--appendonly", "yes", "--appendfsync", "everysec"],
+    {Master, _} = start_replicated(1, #{args => Args}),
+    case has_waitaof(Master) of
+        false ->
+            assert_unsupported({aof, 1, 1});
+        true ->
+            Writes = [
+                [
+                    emqx_redis_session:save_session_async(client(N), Round, level({aof, 1, 1}))
+                 || N <- lists:seq(1, 20)
+                ]
+             || Round <- [1, 2, 3]
+            ],
+            ?assertEqual([ok], lists:usort(replies(lists:append(Writes)))),
+            [?assertEqual({ok, 3}, emqx_redis_session:load_session(client(N))) || N <- [1, 20]]
+    end.
+
 %% The level that the server can't reach is refused before the write, whatever the version.
 append_only_files_that_are_not_written(_Config) ->
     {Master, _} = start_replicated(1),
@@ -408,7 +458,7 @@ start_replicated(Count) -> start_replicated(Count, #{}).
 
 %% A master and its replicas, which have all that it has, and the storage on it.
 start_replicated(Count, Options) ->
-    Args = ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"],
+    Args = ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"] ++ maps:get(args, Options, []),
     Master = ?SERVER:start(Options#{tcp => true, args => Args}),
     Follow = ["--replicaof", "127.0.0.1", integer_to_list(?SERVER:port(Master))],
     Replicas = [?SERVER:start(Options#{tcp => true, args => Args ++ Follow}) || _ <- lists:seq(1, Count)],

@@ -273,7 +273,7 @@ half_moved(Config, WhichMove) ->
     Cluster = cluster(Config),
     Clients = [Here, There, Apart, New] = same_slot(4),
     Slot = ?CLUSTER:key_slot(session_key(Here)),
-    Others = ids("other", 200),
+    Others = [C || C <- ids("other", 200), ?CLUSTER:key_slot(C) =/= Slot],
     [ok = ?SESSION:save_session(C, v0) || C <- [Here, There, Apart | Others]],
     Old = [#{id => <<"1">>}, #{id => <<"2">>}],
     [ok = ?MESSAGE:store_messages(C, Old) || C <- [Here, There, Apart]],

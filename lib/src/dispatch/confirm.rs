@@ -32,10 +32,7 @@ const MARK_TTL_MS: u64 = 60_000;
 /// What has been done on a connection and waits to be confirmed.
 #[derive(Default)]
 pub(super) struct Confirmation {
-    /// With the answers that they get.
-    waiting: Vec<(Request, Result<Answer, Error>)>,
-    /// How far the last batch got, if it was not confirmed.
-    reached: Option<Reached>,
+    waiting: Vec<Waiting>,
     /// How many batches in a row were not confirmed in their time.
     unmet: u32,
     /// Whether the server is waiting already.
@@ -53,6 +50,15 @@ pub(super) struct Confirmation {
     rests_until: Option<Instant>,
 }
 
+/// A write that is done.
+struct Waiting {
+    request: Request,
+    /// What it is answered when it is confirmed.
+    result: Result<Answer, Error>,
+    /// The copies that are known of.
+    reached: Option<Reached>,
+}
+
 impl Confirmation {
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
@@ -60,24 +66,30 @@ impl Confirmation {
 
     /// A write is done.
     pub(super) fn add(&mut self, request: Request, result: Result<Answer, Error>) {
-        self.waiting.push((request, result));
+        self.waiting.push(Waiting {
+            request,
+            result,
+            reached: None,
+        });
     }
 
-    /// How long the server may wait this time. For files the others do not wait less because one has less
-    /// time: it would be too little for all of them.
+    /// How long the server may wait this time: as long as the one with the least time has, to tell it how far
+    /// it got. Where that was not enough for files, the others do not wait less because of it.
     pub(super) fn slice(
         &self,
         level: Durability,
         sent: impl Iterator<Item = Instant>,
         now: Instant,
     ) -> Duration {
-        if let Durability::Aof { .. } = level {
-            return FILES_SLICE;
-        }
-        let waiting = self.waiting.iter().map(|(request, _)| request.deadline);
+        let waiting = self.waiting.iter().map(|waiting| waiting.request.deadline);
         let first = waiting.chain(sent).min().unwrap_or(now + SLICE);
         let left = first.saturating_duration_since(now).saturating_sub(MARGIN);
-        left.clamp(SHORTEST_SLICE, SLICE * (1 << self.unmet.min(2)))
+        let (least, most) = match level {
+            Durability::Aof { .. } if self.unmet > 0 => (FILES_SLICE, FILES_SLICE),
+            Durability::Aof { .. } => (SHORTEST_SLICE, FILES_SLICE),
+            _ => (SHORTEST_SLICE, SLICE * (1 << self.unmet.min(2))),
+        };
+        left.clamp(least, most)
     }
 
     /// The server says how many copies there are. Writes that are not confirmed stay as long as they have
@@ -90,19 +102,21 @@ impl Confirmation {
         now: Instant,
     ) {
         self.is_asked = false;
-        self.reached = (!is_enough).then_some(reached);
         self.unmet = if is_enough { 0 } else { self.unmet + 1 };
         if is_enough {
-            for (mut request, result) in self.waiting.drain(..) {
-                request.answer(context, result);
+            for mut waiting in self.waiting.drain(..) {
+                waiting.request.answer(context, waiting.result);
             }
             return;
         }
-        let is_over = |(request, _): &mut (Request, Result<Answer, Error>)| {
-            request.deadline <= now + MARGIN || request.is_answered()
+        let is_over = |waiting: &mut Waiting| {
+            waiting.reached = Some(reached);
+            waiting.request.deadline <= now + MARGIN || waiting.request.is_answered()
         };
-        for (mut request, _) in self.waiting.extract_if(.., is_over) {
-            request.answer(context, Err(Error::NotDurable(reached)));
+        for mut waiting in self.waiting.extract_if(.., is_over) {
+            waiting
+                .request
+                .answer(context, Err(Error::NotDurable(reached)));
         }
     }
 
@@ -165,14 +179,16 @@ impl Confirmation {
         level: Durability,
         now: Instant,
     ) -> Option<Instant> {
-        let reached = self.reached.unwrap_or(nowhere(level));
-        let late = |(request, _): &mut (Request, Result<Answer, Error>)| request.deadline <= now;
-        for (mut request, _) in self.waiting.extract_if(.., late) {
-            request.answer(context, Err(Error::NotDurable(reached)));
+        let late = |waiting: &mut Waiting| waiting.request.deadline <= now;
+        for mut waiting in self.waiting.extract_if(.., late) {
+            let reached = waiting.reached.unwrap_or(nowhere(level));
+            waiting
+                .request
+                .answer(context, Err(Error::NotDurable(reached)));
         }
         self.waiting
             .iter()
-            .map(|(request, _)| request.deadline)
+            .map(|waiting| waiting.request.deadline)
             .min()
     }
 
@@ -180,14 +196,14 @@ impl Confirmation {
     pub(super) fn fail(&mut self, context: &Context, error: &Error) {
         self.is_asked = false;
         self.rests_until = None;
-        for (mut request, _) in self.waiting.drain(..) {
-            request.answer(context, Err(error.clone()));
+        for mut waiting in self.waiting.drain(..) {
+            waiting.request.answer(context, Err(error.clone()));
         }
     }
 
     /// What waits.
     pub(super) fn requests(&mut self) -> impl Iterator<Item = &mut Request> {
-        self.waiting.iter_mut().map(|(request, _)| request)
+        self.waiting.iter_mut().map(|waiting| &mut waiting.request)
     }
 }
 

@@ -94,7 +94,7 @@ replicas_that_are_far_away(_Config) ->
     ?HELPERS:wait_until(
         fun() -> emqx_redis_session:save_session(<<"c">>, x, level({replicas, 1})) =:= ok end, ?TIMEOUT
     ),
-    ok = emqx_redis_test_proxy:set_mode(Proxy, {delay, 90}),
+    ok = emqx_redis_test_proxy:set_mode(Proxy, {delay, 70}),
     Until = erlang:monotonic_time(millisecond) + 2000,
     Write = fun Write(Client, Results) ->
         case erlang:monotonic_time(millisecond) < Until of

@@ -18,7 +18,7 @@ use crate::resp::{Commands, Frame};
 
 /// How long the server is asked to wait for replicas at a time. What is not confirmed by then is asked for
 /// again, with the next batch: so an unmet level does not keep what comes behind it from being written.
-/// Each batch moves the goal, so that replicas which are far away need longer: it is doubled up to twice.
+/// Each batch moves the goal, so that replicas which are far away need longer: it is doubled.
 const SLICE: Duration = Duration::from_millis(100);
 /// No shorter wait is worth the question.
 const SHORTEST_SLICE: Duration = Duration::from_millis(20);
@@ -87,7 +87,7 @@ impl Confirmation {
         let (least, most) = match level {
             Durability::Aof { .. } if self.unmet > 0 => (FILES_SLICE, FILES_SLICE),
             Durability::Aof { .. } => (SHORTEST_SLICE, FILES_SLICE),
-            _ => (SHORTEST_SLICE, SLICE * (1 << self.unmet.min(2))),
+            _ => (SHORTEST_SLICE, SLICE * (1 + self.unmet.min(1))),
         };
         left.clamp(least, most)
     }

@@ -18,7 +18,6 @@ all() ->
         a_short_freeze_is_waited_out,
         a_long_freeze_is_a_lost_connection,
         bytes_of_a_lost_connection_undo_nothing,
-        a_long_outage_fails_fast_and_costs_no_memory,
         redis_away_at_the_start,
         a_black_hole_at_the_start,
         a_name_that_nobody_has,
@@ -173,57 +172,6 @@ bytes_of_a_lost_connection_undo_nothing(_Config) ->
 %%--------------------------------------------------------------------
 %% Away
 %%--------------------------------------------------------------------
-
-a_long_outage_fails_fast_and_costs_no_memory(_Config) ->
-    Server = ?SERVER:start(#{tcp => true}),
-    start(Server),
-    ok = ?SERVER:kill(Server),
-    %% Within the grace requests wait.
-    ?HELPERS:wait_until(fun() -> not maps:get(connected, emqx_redis_storage:status()) end),
-    {Micros, Result} = timer:tc(fun() -> emqx_redis_session:save_session(<<"c">>, x) end),
-    ?assertEqual({error, {unavailable, econnrefused}}, Result),
-    ?assert(Micros > 1000000 andalso Micros < 4000000, Micros),
-    Data = binary:copy(<<"x">>, 1000),
-    hammer(Data, 1000),
-    {Beam, Rss} = memory(),
-    {Count, Median, P99} = hammer(Data, 9000),
-    {BeamAfter, RssAfter} = memory(),
-    ct:pal("~b refusals, median ~b us, p99 ~b us, VM ~p to ~p bytes, RSS ~p to ~p kB", [
-        Count, Median, P99, Beam, BeamAfter, Rss, RssAfter
-    ]),
-    ?assert(Median < 500 andalso P99 < 5000, {Median, P99}),
-    ?assert(BeamAfter - Beam < 8 * 1024 * 1024, {Beam, BeamAfter}),
-    ?assert(RssAfter - Rss < 32 * 1024, {Rss, RssAfter}),
-    ok = ?SERVER:restart(Server),
-    recovers_within(1000).
-
-hammer(Data, Milliseconds) ->
-    Until = erlang:monotonic_time(millisecond) + Milliseconds,
-    Started = [spawn_monitor(fun() -> exit({times, hammer_until(Until, Data, 0, [])}) end) || _ <- [1, 2]],
-    Results = [
-        receive
-            {'DOWN', Monitor, process, Pid, {times, Result}} -> Result
-        end
-     || {Pid, Monitor} <- Started
-    ],
-    Times = lists:sort(lists:append([T || {_, T} <- Results])),
-    Nth = fun(Share) -> lists:nth(max(1, trunc(length(Times) * Share)), Times) end,
-    {lists:sum([C || {C, _} <- Results]), Nth(0.5), Nth(0.99)}.
-
-hammer_until(Until, Data, Count, Times) ->
-    Begin = erlang:monotonic_time(microsecond),
-    {error, {unavailable, _}} = emqx_redis_session:save_session(<<"c">>, Data),
-    Time = erlang:monotonic_time(microsecond) - Begin,
-    case Begin > Until * 1000 of
-        true -> {Count, Times};
-        %% Few enough that they are not what takes memory.
-        false when Count rem 10000 =:= 0 -> hammer_until(Until, Data, Count + 1, [Time | Times]);
-        false -> hammer_until(Until, Data, Count + 1, Times)
-    end.
-
-memory() ->
-    [erlang:garbage_collect(Pid) || Pid <- processes()],
-    {erlang:memory(total), ?HELPERS:memory_kb()}.
 
 redis_away_at_the_start(_Config) ->
     Server = ?SERVER:start(#{tcp => true}),

@@ -6,7 +6,7 @@ mod sentinel;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{watch, Notify};
 
@@ -40,6 +40,8 @@ pub(crate) struct SlotMap {
 const PERIOD: Duration = Duration::from_secs(1);
 /// Not more often than that, whatever the reason; jittered, so that many nodes do not ask at once.
 const PAUSE: Duration = Duration::from_millis(80);
+/// The same where nobody could be reached the last time.
+const PAUSE_AWAY: Duration = Duration::from_millis(250);
 
 /// Looks for who serves what, and tells the dispatcher through its queue.
 #[derive(Clone)]
@@ -122,6 +124,7 @@ impl Lookout {
                     Some(found.map(View::Cluster))
                 }
             };
+            let is_away = matches!(&found, Some(Err(why)) if *why != Why::NotMaster);
             if let Some(found) = found {
                 let is_answer = found.is_ok() && asked > answered;
                 self.tell(&mut view, found);
@@ -130,9 +133,8 @@ impl Lookout {
                     self.queue.control(Control::Looked(asked));
                 }
             }
-            let jitter =
-                Duration::from_millis(u64::from(Instant::now().elapsed().subsec_nanos()) % 40);
-            tokio::time::sleep(PAUSE + jitter).await;
+            let pause = if is_away { PAUSE_AWAY } else { PAUSE };
+            tokio::time::sleep(pause + jitter()).await;
             let is_sentinel = config.redis.topology == Topology::Sentinel;
             if !is_sentinel || self.asked.load(Relaxed) == answered {
                 let _ = tokio::time::timeout(PERIOD, self.hurry.notified()).await;
@@ -170,6 +172,11 @@ impl Lookout {
             self.queue.control(Control::View(found));
         }
     }
+}
+
+fn jitter() -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    Duration::from_micros(u64::from(now.unwrap_or_default().subsec_micros()) % 40_000)
 }
 
 /// Whether what was known with other settings says nothing any more.

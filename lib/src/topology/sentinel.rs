@@ -124,16 +124,13 @@ impl Sentinels {
     }
 
     async fn ask(&mut self, config: &Redis, number: usize) -> Result<Named, Why> {
-        let name = config.sentinel.as_deref().unwrap_or_default();
-        let mut dialogue = match self.open.take() {
-            Some((open, dialogue)) if open == number => dialogue,
-            _ => connect(config, self.tls.as_ref(), number).await?,
+        let dialogue = match self.open.take() {
+            Some((open, dialogue)) if open == number => Some(dialogue),
+            _ => None,
         };
-        let answer = timeout(PATIENCE, ask_for_master(&mut dialogue, name)).await;
-        let found = answer.unwrap_or(Err(Why::ConnectTimeout));
-        let found = found.map_err(|why| at(&config.servers[number], why))?;
+        let (answer, dialogue) = ask(config, self.tls.as_ref(), number, dialogue).await?;
         self.open = Some((number, dialogue));
-        Ok(found)
+        Ok(answer)
     }
 }
 
@@ -142,25 +139,34 @@ async fn ask_all(config: &Redis, tls: Option<&Connector>) -> (Vec<Named>, Vec<(u
     let mut asking = JoinSet::new();
     for number in 0..config.servers.len() {
         let (config, tls) = (config.clone(), tls.cloned());
-        asking.spawn(async move {
-            let name = config.sentinel.as_deref().unwrap_or_default();
-            let asked = async {
-                let mut dialogue = connect(&config, tls.as_ref(), number).await?;
-                let answer = timeout(PATIENCE, ask_for_master(&mut dialogue, name)).await;
-                let answer = answer.unwrap_or(Err(Why::ConnectTimeout));
-                answer.map_err(|why| at(&config.servers[number], why))
-            };
-            (number, asked.await)
-        });
+        asking.spawn(async move { (number, ask(&config, tls.as_ref(), number, None).await) });
     }
     let (mut named, mut reasons) = (Vec::new(), Vec::new());
     for (number, answer) in asking.join_all().await {
         match answer {
-            Ok(answer) => named.push(answer),
+            Ok((answer, _)) => named.push(answer),
             Err(why) => reasons.push((number, why)),
         }
     }
     (named, reasons)
+}
+
+/// Asks a sentinel, on a connection that is open or on a new one, which may be used again.
+async fn ask(
+    config: &Redis,
+    tls: Option<&Connector>,
+    number: usize,
+    open: Option<Dialogue>,
+) -> Result<(Named, Dialogue), Why> {
+    let name = config.sentinel.as_deref().unwrap_or_default();
+    let mut dialogue = match open {
+        Some(dialogue) => dialogue,
+        None => connect(config, tls, number).await?,
+    };
+    let answer = timeout(PATIENCE, ask_for_master(&mut dialogue, name)).await;
+    let answer = answer.unwrap_or(Err(Why::ConnectTimeout));
+    let answer = answer.map_err(|why| at(&config.servers[number], why))?;
+    Ok((answer, dialogue))
 }
 
 /// Whether a server is a master.

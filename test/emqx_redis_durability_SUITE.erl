@@ -96,9 +96,10 @@ replicas_that_are_far_away(_Config) ->
     ),
     ok = emqx_redis_test_proxy:set_mode(Proxy, {delay, 70}),
     Until = erlang:monotonic_time(millisecond) + 2000,
+    Save = fun(Client) -> emqx_redis_session:save_session(Client, x, level({replicas, 1})) end,
     Write = fun Write(Client, Results) ->
         case erlang:monotonic_time(millisecond) < Until of
-            true -> Write(Client, [emqx_redis_session:save_session(Client, x, level({replicas, 1})) | Results]);
+            true -> Write(Client, [Save(Client) | Results]);
             false -> Results
         end
     end,
@@ -458,7 +459,8 @@ start_replicated(Count) -> start_replicated(Count, #{}).
 
 %% A master and its replicas, which have all that it has, and the storage on it.
 start_replicated(Count, Options) ->
-    Args = ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"] ++ maps:get(args, Options, []),
+    Fast = ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"],
+    Args = Fast ++ maps:get(args, Options, []),
     Master = ?SERVER:start(Options#{tcp => true, args => Args}),
     Follow = ["--replicaof", "127.0.0.1", integer_to_list(?SERVER:port(Master))],
     Replicas = [?SERVER:start(Options#{tcp => true, args => Args ++ Follow}) || _ <- lists:seq(1, Count)],

@@ -1,5 +1,5 @@
-%% Redis is away for longer than requests wait, and the load goes on: each call fails at once, memory stays where
-%% it is, few connections are tried, and all is well within a second of its return.
+%% Redis is away for longer than requests wait, and the load goes on: each call fails at once, memory stays
+%% where it is, few connections are tried, and all is well within a second of its return.
 -module(emqx_redis_long_outage_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -43,7 +43,8 @@ a_server_out_of_reach(_Config) ->
 
 %% The sentinel goes the same way and tries as well, five times a second, and does not take it for down.
 a_sentinel_set_out_of_reach(_Config) ->
-    Set = ?SENTINELS:start(#{replicas => 0, sentinels => 1, quorum => 1, proxied => true, down_after => 60000}),
+    Alone = #{replicas => 0, sentinels => 1, quorum => 1},
+    Set = ?SENTINELS:start(Alone#{proxied => true, down_after => 60000}),
     start(?SENTINELS:config(Set)),
     out_of_reach([?SENTINELS:proxy(Set, ?SENTINELS:master(Set))], 14).
 
@@ -60,8 +61,8 @@ out_of_reach(Proxies, MostPerSecond) ->
     Milliseconds = fails_fast_and_costs_no_memory(),
     Tried = increase(Before, accepted(Proxies)),
     ct:pal("~w connections tried in ~b ms", [Tried, Milliseconds]),
-    %% Two are wanted, callers' commands having one of their own, and each is tried every half second or so; who
-    %% serves what is asked three times a second.
+    %% Two are wanted, callers' commands having one of their own, and each is tried every half second or so;
+    %% who serves what is asked three times a second.
     Least = Milliseconds div 1000,
     [?assert(Each >= Least andalso Each =< Milliseconds * MostPerSecond div 1000, Tried) || Each <- Tried],
     Away = accepted(Proxies),

@@ -449,8 +449,9 @@ finish_moves(Cluster, Slots, Source, Target) ->
         end
     end).
 
-%% The target takes the slots under an epoch above all that it knows of. If the source's is news to it, what the
-%% source said of its slots a moment ago, and arrives late, takes them from the target, and nobody has them.
+%% The target takes the slots under an epoch above all that it knows of. If the source's is news to it, what
+%% the source said of its slots a moment ago, and arrives late, takes them from the target, and nobody has
+%% them.
 await_epoch(Cluster, Source, Target) ->
     #{epoch := Epoch} = own_row(Cluster, Source),
     ?TOPOLOGY:await(epoch_unknown, fun() ->

@@ -289,13 +289,25 @@ a_master_that_comes_back(Config) ->
     V1 = ?SESSION:save_session_async(<<"c">>, v1, ?PATIENT),
     cut(Config),
     ?assertEqual(ok, response(V1)),
-    _ = ?SENTINELS:failover(Set),
+    follows(Set, ?SENTINELS:failover(Set)),
     ok = ?SESSION:save_session(<<"c">>, v2, ?PATIENT),
     ok = ?SENTINELS:wait_until_healthy(Set),
     First = ?SENTINELS:failover(Set),
+    follows(Set, First),
     ok = ?SESSION:save_session(<<"c">>, v3, ?PATIENT),
     release(Config),
     ?assertEqual({ok, v3}, ?SESSION:load_session(<<"c">>)).
+
+%% What the old master does after the new one is made, and before it is told, is lost.
+follows(Set, Master) ->
+    Address = ?SENTINELS:address(Set, Master),
+    ?HELPERS:wait_until(
+        fun() ->
+            #{connections := Connections} = emqx_redis_storage:status(),
+            [Address] =:= [Server || #{name := data, state := connected, server := Server} <- Connections]
+        end,
+        20000
+    ).
 
 %%--------------------------------------------------------------------
 %% The network

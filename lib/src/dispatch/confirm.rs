@@ -25,7 +25,7 @@ const SHORTEST_SLICE: Duration = Duration::from_millis(20);
 /// How long it is asked to wait for files: longer than `everysec` takes.
 const FILES_SLICE: Duration = Duration::from_secs(2);
 /// A request is told that it was not confirmed so long before its deadline.
-const MARGIN: Duration = Duration::from_millis(20);
+const MARGIN: Duration = Duration::from_millis(40);
 /// What makes a batch propagate lives for a minute.
 const MARK_TTL_MS: u64 = 60_000;
 

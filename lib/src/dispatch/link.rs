@@ -17,6 +17,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// A connection that ended sooner was of no use: pause before the next.
 const STABLE_AFTER: Duration = Duration::from_secs(1);
 
+/// So long another connection has to begin in the place of one that gave way.
+const WAY: Duration = Duration::from_millis(50);
+
 /// What a connection is doing, for `status/0`.
 #[derive(Debug, Clone)]
 pub struct LinkStatus {
@@ -86,6 +89,8 @@ pub(super) struct Link {
     pub(super) asked: Option<(u64, Instant)>,
     /// It sends nothing any more, and goes when everything sent is answered.
     pub(super) is_draining: bool,
+    /// It sends nothing any more, and another one takes its place when everything sent is answered.
+    pub(super) gives_way: bool,
     /// Since when it is wanted and not there.
     pub(super) down_since: Option<Instant>,
     /// The grace is over: requests fail at once.
@@ -94,7 +99,7 @@ pub(super) struct Link {
     pub(super) report: ServerReport,
     /// What was logged of it and still holds.
     warned: Vec<Warning>,
-    since: Instant,
+    pub(super) since: Instant,
     pause: Duration,
 }
 
@@ -111,6 +116,7 @@ impl Link {
             life: None,
             asked: None,
             is_draining: false,
+            gives_way: false,
             down_since: None,
             is_failing: false,
             result: Err(Why::Connecting),
@@ -157,14 +163,18 @@ impl Link {
         }
     }
 
-    /// It was closed, and is opened without a pause when it is wanted.
+    /// It was closed, and is opened when it is wanted: without a pause, unless it gave way.
     pub(super) fn set_idle(&mut self) {
         self.pause = SHORTEST_PAUSE;
         self.down_since = None;
-        self.state = State::Idle;
+        self.state = match std::mem::take(&mut self.gives_way) {
+            true => State::Pausing(Instant::now() + WAY),
+            false => State::Idle,
+        };
     }
 
     pub(super) fn set_opening(&mut self, opening: Opening) {
+        self.gives_way = false;
         self.down_since.get_or_insert_with(Instant::now);
         self.state = State::Opening(opening);
     }

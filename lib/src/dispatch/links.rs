@@ -18,6 +18,8 @@ use crate::server::ServerReport;
 /// Where no sentinel has answered for so long, a server that has lived on is taken for the master that it
 /// says it is.
 const BLIND_AFTER: Duration = Duration::from_millis(1500);
+/// How long a connection stands before another one that waits for room takes its place.
+const TURN: Duration = Duration::from_millis(200);
 /// A connection that is made on demand is closed when it was not used for so long.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
 
@@ -88,7 +90,7 @@ impl Dispatcher {
             let track = self.flight.tracks.peek(*id);
             let is_answered =
                 track.is_none_or(|track| track.sent.is_empty() && track.confirmation.is_empty());
-            if !link.is_draining && link.version == self.version {
+            if !link.is_draining && !link.gives_way && link.version == self.version {
                 busy |= self.flight.send_pending(*id, wire);
             } else if is_answered {
                 ended.push((*id, None));
@@ -162,12 +164,16 @@ impl Dispatcher {
             },
             _ => None,
         };
-        if !self.has_room(&link.server.clone(), is_needed) {
+        let server = link.server.clone();
+        if !self.has_room(&server, is_needed) {
+            if is_needed {
+                self.give_way(&server);
+            }
             return false;
         }
         let (config, context) = (self.config.clone(), self.context.clone());
         let tls = self.tls.clone();
-        let (server, version) = (self.links[&id].server.clone(), self.version);
+        let version = self.version;
         // A server may have several addresses: its `run_id` says which are its own.
         let closing: Vec<Identity> = self.lost.iter().map(|(_, it)| it.clone()).collect();
         let Some(link) = self.links.get_mut(&id) else {
@@ -210,6 +216,21 @@ impl Dispatcher {
         };
         self.reopen(id);
         true
+    }
+
+    /// Where connections are fewer than what is never idle, they take turns.
+    fn give_way(&mut self, server: &Server) {
+        let its = || self.links.values().filter(|link| link.server == *server);
+        if its().any(|link| link.gives_way || !link.is_up() && link.is_open()) {
+            return;
+        }
+        let had_its_turn = |link: &&mut Link| {
+            link.server == *server && link.is_up() && link.since.elapsed() >= TURN
+        };
+        let links = self.links.values_mut().filter(had_its_turn);
+        if let Some(oldest) = links.min_by_key(|link| link.since) {
+            oldest.gives_way = true;
+        }
     }
 
     fn connected(&mut self, id: TrackId, opened: Opened) {

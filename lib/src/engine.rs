@@ -122,15 +122,24 @@ impl Engine {
             .build()?;
         let shared = engine.clone();
         let main = async move {
-            let mut helpers = JoinSet::new();
-            helpers.spawn(background);
-            helpers.spawn(sweeper::run(Arc::downgrade(&shared)));
-            helpers.spawn(lookout.clone().run(context.clone()));
+            let mut tasks = JoinSet::new();
+            tasks.spawn(background);
+            tasks.spawn(sweeper::run(Arc::downgrade(&shared)));
+            tasks.spawn(lookout.clone().run(context.clone()));
             drop(shared);
             let dispatcher = Dispatcher::new(queue.clone(), context, config, lookout, links);
-            if let Err(error) = tokio::spawn(dispatcher.run()).await {
-                // Nobody takes requests up any more: end, so that the owner starts anew.
-                tracing::error!(%error, "the dispatcher failed");
+            let dispatcher = tasks.spawn(dispatcher.run()).id();
+            while let Some(ended) = tasks.join_next_with_id().await {
+                match ended {
+                    Ok((id, ())) if id != dispatcher => {}
+                    Ok(_) => break,
+                    Err(error) => {
+                        // Without it the others would go on as if nothing were amiss: end, so that the owner
+                        // starts anew.
+                        tracing::error!(%error, "a task failed");
+                        break;
+                    }
+                }
             }
         };
         let guard = engine.clone();

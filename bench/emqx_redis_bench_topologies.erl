@@ -19,20 +19,20 @@ run([], _Settings) ->
     ok;
 run(Names, Settings) ->
     io:format("~nTopologies and durability~n", []),
-    Rows = lists:append([topology(Name, Settings) || Name <- Names]),
     io:format(
         "~n| topology | durability | callers | operation | ops/s | p50, us | p99, us | BEAM CPU, us "
         "| masters' CPU, us |~n|---|---|---:|---|---:|---:|---:|---:|---:|~n",
         []
     ),
-    lists:foreach(fun print/1, Rows),
+    Rows = lists:append([topology(Name, Settings) || Name <- Names]),
+    io:format("~n", []),
     ratio(Rows, Settings).
 
 topology(Name, Settings) ->
     {Target, Stop} = start(Name),
     try
         [
-            {Name, Level, Callers, Operation, cell(Target, Level, Callers, Operation, Settings)}
+            row(Name, Level, Callers, Operation, cell(Target, Level, Callers, Operation, Settings))
          || Level <- levels(Name), Callers <- maps:get(callers, Settings), Operation <- ?WRITES
         ]
     after
@@ -68,14 +68,15 @@ cell(Target = #{config := Config}, Level, Callers, Operation, Settings = #{round
      || _ <- lists:seq(1, Rounds)
     ]).
 
-print({Name, Level, Callers, Operation, Figures}) ->
+row(Name, Level, Callers, Operation, Figures) ->
     Numbers = [
         emqx_redis_bench_report:number(maps:get(Figure, Figures))
      || Figure <- [rate, p50, p99, beam_cpu, redis_cpu]
     ],
     io:format("| ~s | ~s | ~b | ~s | ~s |~n", [
         title(Name), Level, Callers, Operation, lists:join(" | ", Numbers)
-    ]).
+    ]),
+    {Name, Level, Callers, Operation, Figures}.
 
 title("always") -> "single, appendfsync always";
 title("cluster") -> "cluster, 3 masters";

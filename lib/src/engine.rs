@@ -274,3 +274,25 @@ impl Engine {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|broken| broken.into_inner())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn ends(background: impl Future<Output = ()> + Send + 'static) -> bool {
+        let (sender, receiver) = mpsc::channel();
+        let ended = move || sender.send(()).unwrap_or_default();
+        let engine = Engine::start(Config::default(), Vec::new(), background, ended).unwrap();
+        let ends = receiver.recv_timeout(Duration::from_secs(2)).is_ok();
+        engine.stop();
+        ends
+    }
+
+    #[test]
+    fn a_task_that_fails_ends_the_engine() {
+        assert!(ends(async { panic!("on purpose") }));
+        assert!(!ends(async {}));
+    }
+}

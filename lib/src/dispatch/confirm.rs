@@ -33,8 +33,8 @@ const MARK_TTL_MS: u64 = 60_000;
 #[derive(Default)]
 pub(super) struct Confirmation {
     waiting: Vec<Waiting>,
-    /// How many batches in a row were not confirmed in their time.
-    unmet: u32,
+    /// Whether the last batch was not confirmed in its time.
+    is_unmet: bool,
     /// Whether the server is waiting already.
     pub(super) is_asked: bool,
     /// The slot of a key of the last batch, where the next mark is written in a cluster.
@@ -85,9 +85,10 @@ impl Confirmation {
         let first = waiting.chain(sent).min().unwrap_or(now + SLICE);
         let left = first.saturating_duration_since(now).saturating_sub(MARGIN);
         let (least, most) = match level {
-            Durability::Aof { .. } if self.unmet > 0 => (FILES_SLICE, FILES_SLICE),
+            Durability::Aof { .. } if self.is_unmet => (FILES_SLICE, FILES_SLICE),
             Durability::Aof { .. } => (SHORTEST_SLICE, FILES_SLICE),
-            _ => (SHORTEST_SLICE, SLICE * (1 + self.unmet.min(1))),
+            _ if self.is_unmet => (SHORTEST_SLICE, SLICE * 2),
+            _ => (SHORTEST_SLICE, SLICE),
         };
         left.clamp(least, most)
     }
@@ -102,7 +103,7 @@ impl Confirmation {
         now: Instant,
     ) {
         self.is_asked = false;
-        self.unmet = if is_enough { 0 } else { self.unmet + 1 };
+        self.is_unmet = !is_enough;
         if is_enough {
             for mut waiting in self.waiting.drain(..) {
                 waiting.request.answer(context, waiting.result);
@@ -248,8 +249,8 @@ pub(super) fn read(level: Durability, replies: &[Frame]) -> (Reached, bool) {
 
 /// Whether the mark was set or prolonged.
 fn is_marked(replies: &[Frame]) -> bool {
-    let is_not = |mark: &Frame| mark.error().is_some() || *mark == Frame::Integer(0);
-    !replies.first().is_none_or(is_not)
+    let is_done = |mark: &Frame| mark.error().is_none() && *mark != Frame::Integer(0);
+    replies.first().is_some_and(is_done)
 }
 
 /// Ends a batch: a write that always changes something, and the wait.

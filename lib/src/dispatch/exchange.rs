@@ -62,8 +62,7 @@ impl Flight {
             self.line_up(entry);
             return None;
         }
-        let life = self.tracks.peek(id).map(|track| track.life);
-        if entry.stepped_on.is_some() && entry.stepped_on != life {
+        if self.has_lost_steps(id, &entry) {
             self.refuse(entry, Why::Closed);
             return None;
         }

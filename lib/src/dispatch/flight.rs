@@ -95,11 +95,16 @@ impl Flight {
         self.place(Entry::new(request, Purpose::Caller));
     }
 
+    /// Whether steps of it are done that no connection can confirm any more.
+    pub(super) fn has_lost_steps(&self, id: TrackId, entry: &Entry) -> bool {
+        let life = self.tracks.peek(id).map(|track| track.life);
+        entry.stepped_on.is_some() && entry.stepped_on != life
+    }
+
     /// Puts a request on the track that it takes, or has it wait for others on the same things.
     pub(super) fn place(&mut self, mut entry: Entry) {
         let id = self.tracks.route(&self.context, &entry);
-        let life = self.tracks.peek(id).map(|track| track.life);
-        if entry.stepped_on.is_some() && entry.stepped_on != life {
+        if self.has_lost_steps(id, &entry) {
             return self.refuse(entry, Why::Closed);
         }
         // What holds the things that it is on is the first on them.

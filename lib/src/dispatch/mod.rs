@@ -133,10 +133,8 @@ impl Dispatcher {
                 Taken::Something => busy = true,
                 Taken::Nothing => {}
             }
-            if self.armed_for <= Instant::now() {
-                // What is late is not sent.
-                self.flight.expire(Instant::now());
-            }
+            // What is late is not sent.
+            self.flight.expire(Instant::now());
             if self.flight.must_reroute {
                 self.flight.reroute();
             }
@@ -254,7 +252,6 @@ impl Dispatcher {
         let now = Instant::now();
         let due = self.armed_for <= now;
         if due {
-            self.flight.expire(now);
             self.flight.send_delayed(now);
             for (id, link) in &self.links {
                 if link.is_up() {

@@ -141,8 +141,7 @@ impl Flight {
     /// Fails what waits for a track; what has done a step may have changed something.
     pub(super) fn fail_pending(&mut self, id: TrackId, error: &Error) {
         // What is over lets others go on, perhaps on this very track.
-        while let Some(entry) = self.tracks.get(id).and_then(|it| it.pending.pop_front()) {
-            let mut entry = entry;
+        while let Some(mut entry) = self.tracks.get(id).and_then(|it| it.pending.pop_front()) {
             let error = ended(&entry, error);
             entry.request.answer(&self.context, Err(error));
             self.end(id, entry);

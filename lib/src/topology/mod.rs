@@ -164,10 +164,11 @@ impl Lookout {
             Err(why) => View::Unknown(why),
         };
         let tells_again = self.tells_again.swap(false, Relaxed);
-        if *view != found || tells_again && is_known {
-            if *view != found {
-                log(&found);
-            }
+        let is_news = *view != found;
+        if is_news {
+            log(&found);
+        }
+        if is_news || tells_again && is_known {
             view.clone_from(&found);
             self.queue.control(Control::View(found));
         }

@@ -57,22 +57,22 @@ impl Sentinels {
         let (mut reasons, mut named) = (Vec::new(), Vec::new());
         if all {
             (named, reasons) = ask_all(config, self.tls.as_ref()).await;
-        }
-        let one_by_one = if all { 0 } else { count };
-        for offset in 0..one_by_one {
-            let number = (self.next + offset) % count;
-            match self.ask(config, number).await {
-                Ok(answer) if answer.epoch >= self.epoch => {
-                    match self.believe(config, answer).await {
-                        Ok(server) => {
-                            self.next = (number + 1) % count;
-                            return Ok(server);
+        } else {
+            for offset in 0..count {
+                let number = (self.next + offset) % count;
+                match self.ask(config, number).await {
+                    Ok(answer) if answer.epoch >= self.epoch => {
+                        match self.believe(config, answer).await {
+                            Ok(server) => {
+                                self.next = (number + 1) % count;
+                                return Ok(server);
+                            }
+                            Err(why) => reasons.push((number, why)),
                         }
-                        Err(why) => reasons.push((number, why)),
                     }
+                    Ok(answer) => named.push(answer),
+                    Err(why) => reasons.push((number, why)),
                 }
-                Ok(answer) => named.push(answer),
-                Err(why) => reasons.push((number, why)),
             }
         }
         self.next = (self.next + 1) % count.max(1);

@@ -281,6 +281,12 @@ impl Keys {
         self.slot_key(b"durable", slot)
     }
 
+    /// The same under a name that is used once.
+    pub fn durable_once(&self, slot: u16, micros: i64) -> Vec<u8> {
+        let micros = micros.to_string();
+        [&self.durable(slot)[..], b":", micros.as_bytes()].concat()
+    }
+
     /// Where a foreign value that stands at `key` is moved to: a time follows. It is in the same slot.
     pub fn foreign(&self, key: &[u8]) -> Vec<u8> {
         let rest = [key, b":"].concat();

@@ -3,7 +3,9 @@
 //! What waits goes out as one batch, and one `WAIT` or `WAITAOF` behind it serves all of it; the next batch
 //! is sent when that is answered. Redis waits for the last write of the connection that *changed*
 //! something, so that a repeated write would be confirmed unseen: each batch ends with a write that
-//! always changes something, a mark that is set anew, or prolonged where memory is short. Commands:
+//! always changes something, a mark that is set anew, or prolonged where memory is short. In a slot that is on its
+//! way the old owner may have one still, and `MIGRATE` overwrites nothing: there each mark has a name of its own,
+//! <https://redis.io/docs/latest/commands/migrate/>. Commands:
 //! <https://redis.io/docs/latest/commands/wait/>,
 //! <https://redis.io/docs/latest/commands/waitaof/>.
 
@@ -28,6 +30,8 @@ const FILES_SLICE: Duration = Duration::from_secs(2);
 const MARGIN: Duration = Duration::from_millis(40);
 /// What makes a batch propagate lives for a minute.
 const MARK_TTL_MS: u64 = 60_000;
+/// One with a name of its own is not set again, and there may be many.
+const OWN_MARK_TTL_MS: u64 = 2_000;
 
 /// What has been done on a connection and waits to be confirmed.
 #[derive(Default)]
@@ -123,12 +127,12 @@ impl Confirmation {
 
     /// The next batch's end.
     pub(super) fn question(&self, level: Durability, slice: Duration) -> Confirm {
-        Confirm {
-            level,
-            slot: self.prolonged().unwrap_or(self.slot),
-            prolongs: self.prolonged().is_some(),
-            slice,
-        }
+        let mark = match self.prolonged() {
+            Some(slot) => Mark::Prolonged(slot),
+            None if self.asking.is_some() => Mark::OfItsOwn(self.slot),
+            None => Mark::Set(self.slot),
+        };
+        Confirm { level, mark, slice }
     }
 
     /// The slot of the mark that is to be prolonged, if one is.
@@ -149,6 +153,7 @@ impl Confirmation {
             Some(Frame::Integer(0)) => self.marked = None,
             Some(Frame::Error(_)) | None => {}
             Some(_) if was_prolonged => return false,
+            Some(_) if self.asking.is_some() => {}
             Some(_) => self.marked = Some(self.slot),
         }
         self.is_full = false;
@@ -256,9 +261,15 @@ fn is_marked(replies: &[Frame]) -> bool {
 /// Ends a batch: a write that always changes something, and the wait.
 pub(super) struct Confirm {
     level: Durability,
-    slot: u16,
-    prolongs: bool,
+    mark: Mark,
     slice: Duration,
+}
+
+/// The write that always changes something, in a slot.
+enum Mark {
+    Set(u16),
+    Prolonged(u16),
+    OfItsOwn(u16),
 }
 
 impl Operation for Confirm {
@@ -271,12 +282,22 @@ impl Operation for Confirm {
     }
 
     fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
-        let ttl = itoa::Buffer::new().format(MARK_TTL_MS).as_bytes().to_vec();
-        let mark = context.keys.durable(self.slot);
-        match self.prolongs {
-            true => commands.command(&[b"PEXPIRE", &mark, &ttl]),
-            false => commands.command(&[b"SET", &mark, b"1", b"PX", &ttl]),
-        };
+        let keys = &context.keys;
+        match self.mark {
+            Mark::Set(slot) => set(commands, &keys.durable(slot), MARK_TTL_MS),
+            Mark::OfItsOwn(slot) => {
+                let name = keys.durable_once(slot, context.clock.now_micros());
+                set(commands, &name, OWN_MARK_TTL_MS);
+            }
+            Mark::Prolonged(slot) => {
+                let mark = keys.durable(slot);
+                commands
+                    .begin(3)
+                    .arg(b"PEXPIRE")
+                    .arg(&mark)
+                    .int(MARK_TTL_MS);
+            }
+        }
         let millis = self.slice.as_millis() as u64;
         match self.level {
             Durability::Aof { local, replicas } => commands
@@ -304,6 +325,11 @@ impl Operation for Confirm {
     fn size(&self) -> usize {
         0
     }
+}
+
+fn set(commands: &mut Commands<'_>, mark: &[u8], ttl_ms: u64) {
+    let set = commands.begin(5).arg(b"SET").arg(mark).arg(b"1");
+    set.arg(b"PX").int(ttl_ms);
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub mod server;
 pub mod session;
 pub mod slots;
 mod sweeper;
+pub mod table;
 pub mod tls;
 pub mod topic;
 mod topology;

@@ -3,7 +3,7 @@
 //! A node is reached on one way only, so none is visited twice: the work is at most the trie and the results.
 
 use super::slab::NONE;
-use super::trie::{first_level, Node, Trie, ROOT};
+use super::trie::{first_level, Trie, ROOT};
 use super::{Found, OverBudget, Table};
 
 /// A long label or filter counts a step more for each such number of bytes.
@@ -41,22 +41,23 @@ impl Table {
             return Ok(());
         }
         let mut filter = String::new();
-        // Where a node is to be visited, and the name's levels from its label on.
-        let mut next = Some((ROOT, Some(name)));
-        let mut later: Vec<(u32, Option<&str>)> = Vec::new();
-        while let Some((id, rest)) = next.take().or_else(|| later.pop()) {
+        // Nodes to be visited, and where in the name their levels begin: behind its end, if it has no more.
+        let mut next = Some((ROOT, 0));
+        let mut later = Vec::new();
+        while let Some((id, start)) = next.take().or_else(|| later.pop()) {
             let node = self.trie.node(id);
-            let label = node.label.as_bytes();
-            budget.spend(1 + label.len() / STEP_BYTES)?;
-            let Some(rest) = (match id {
-                ROOT => Some(rest),
-                _ => rest.and_then(|rest| strip(rest, label)),
-            }) else {
-                continue;
+            budget.spend(1)?;
+            let levels = match (id, name.get(start..)) {
+                (ROOT, levels) => levels,
+                (_, None) => continue,
+                (_, Some(levels)) => match strip(levels, node.label.as_bytes(), &mut budget)? {
+                    Some(end) => name.get(start + end + 1..),
+                    None => continue,
+                },
             };
             // Neither + nor # is a first level that begins with $ [MQTT-4.7.2-1].
             let wildcards = id != ROOT || !name.starts_with('$');
-            let here = Some(node.here).filter(|entry| *entry != NONE && rest.is_none());
+            let here = Some(node.here).filter(|entry| *entry != NONE && levels.is_none());
             let multi = Some(node.multi).filter(|entry| *entry != NONE && wildcards);
             if here.is_some() || multi.is_some() {
                 self.trie.write_levels(id, &mut filter);
@@ -68,15 +69,23 @@ impl Table {
                 filter.push_str(if id == ROOT { "#" } else { "/#" });
                 self.give(entry, &filter, &mut shared, &mut budget, &mut visit)?;
             }
-            let Some(levels) = rest else {
+            let Some(levels) = levels else {
                 continue;
             };
+            let start = name.len() - levels.len();
             if node.literals > 0 {
-                let child = self.trie.literal(&self.state, id, first_level(levels));
-                next = child.map(|child| (child, rest));
+                let level = first_level(levels);
+                budget.spend(level.len() / STEP_BYTES)?;
+                next = self
+                    .trie
+                    .literal(&self.state, id, level)
+                    .map(|child| (child, start));
             }
             if node.plus != NONE && wildcards {
-                later.push((node.plus, rest));
+                match next {
+                    None => next = Some((node.plus, start)),
+                    Some(_) => later.push((node.plus, start)),
+                }
             }
         }
         Ok(())
@@ -107,44 +116,49 @@ impl Table {
 impl Trie {
     /// Writes the levels of a node, from the root's down.
     pub(super) fn write_levels(&self, id: u32, out: &mut String) {
-        out.clear();
-        let mut parents: Vec<&Node> = Vec::new();
-        let mut node = self.node(id);
-        while node.parent != ROOT && node.parent != NONE {
-            parents.push(node);
+        let (mut node, mut bytes) = (self.node(id), 0);
+        while node.parent != NONE {
+            bytes += node.label.as_bytes().len() + 1;
             node = self.node(node.parent);
         }
-        out.push_str(node.label.as_str());
-        for node in parents.into_iter().rev() {
-            out.push('/');
-            out.push_str(node.label.as_str());
+        let mut text = std::mem::take(out).into_bytes();
+        text.clear();
+        text.resize(bytes.saturating_sub(1), b'/');
+        let mut end = text.len();
+        node = self.node(id);
+        while node.parent != NONE {
+            let label = node.label.as_bytes();
+            text[end - label.len()..end].copy_from_slice(label);
+            end = (end - label.len()).saturating_sub(1);
+            node = self.node(node.parent);
         }
+        *out = String::from_utf8(text).unwrap_or_default();
     }
 }
 
-/// What is left of a name's levels after those of a label: the levels that follow, or none. `None` where they do
-/// not match.
-fn strip<'a>(name: &'a str, label: &[u8]) -> Option<Option<&'a str>> {
-    let after = |end: usize| match name.as_bytes().get(end) {
-        None => Some(None),
-        Some(b'/') => Some(Some(&name[end + 1..])),
-        Some(_) => None,
-    };
-    if name.as_bytes().starts_with(label) {
-        return after(label.len());
-    }
-    let mut end = None;
-    for wanted in label.split(|byte| *byte == b'/') {
-        let start = match end {
-            None => 0,
-            Some(end) if end < name.len() => end + 1,
-            Some(_) => return None,
-        };
-        let level = first_level(&name[start..]);
-        if wanted != b"+" && wanted != level.as_bytes() {
-            return None;
+/// Where in a name's levels those of a label end, if they match.
+fn strip(levels: &str, label: &[u8], budget: &mut Budget) -> Result<Option<usize>, OverBudget> {
+    let levels = levels.as_bytes();
+    budget.spend(label.len() / STEP_BYTES)?;
+    let mut end = 0;
+    match levels.starts_with(label) {
+        true => end = label.len(),
+        false => {
+            for wanted in label {
+                if *wanted == b'+' {
+                    let level = levels[end..]
+                        .iter()
+                        .take_while(|byte| **byte != b'/')
+                        .count();
+                    budget.spend(level / STEP_BYTES)?;
+                    end += level;
+                } else if levels.get(end) == Some(wanted) {
+                    end += 1;
+                } else {
+                    return Ok(None);
+                }
+            }
         }
-        end = Some(start + level.len());
     }
-    after(end?)
+    Ok(Some(end).filter(|end| matches!(levels.get(*end), None | Some(b'/'))))
 }

@@ -6,10 +6,10 @@ use hashbrown::HashTable;
 
 use super::label::allocated;
 
-/// A part with more than these is split in two: it fills a table of 4,096 places.
-const PART: usize = 3_584;
+/// A part with more than these is split in two: it fills a table of 2,048 places.
+const PART: usize = 1_792;
 /// A table's places are told apart by the low bits of a hash, and parts by those above.
-const SHIFT: u32 = 12;
+const SHIFT: u32 = 11;
 const MAX_BITS: u32 = 20;
 
 #[derive(Default)]
@@ -203,9 +203,9 @@ mod tests {
         for id in 0..2 * PART as u32 {
             index.insert(7, id);
         }
-        assert_eq!(index.find(7, |id| id == 5_000), Some(5_000));
-        index.remove(7, 5_000);
-        assert_eq!(index.find(7, |id| id == 5_000), None);
+        assert_eq!(index.find(7, |id| id == 2_000), Some(2_000));
+        index.remove(7, 2_000);
+        assert_eq!(index.find(7, |id| id == 2_000), None);
         assert_eq!(index.len(), 2 * PART - 1);
     }
 }

@@ -22,7 +22,7 @@ use ahash::RandomState;
 
 use crate::topic::{is_wildcard, Filter};
 use index::Index;
-use label::Label;
+use label::allocated;
 use pool::Pool;
 use routes::{Route, Routes};
 pub use scan::Cursor;
@@ -53,7 +53,7 @@ struct Entry {
 
 /// Where an entry is found.
 enum Place {
-    Exact(Label),
+    Exact(Box<str>),
     Node { id: u32, multi: bool },
 }
 
@@ -229,7 +229,7 @@ impl Table {
             return None;
         }
         let is_it = |id| match &self.entries[id].place {
-            Place::Exact(text) => text.as_bytes() == name.as_bytes(),
+            Place::Exact(text) => **text == *name,
             Place::Node { .. } => false,
         };
         self.exact
@@ -247,9 +247,8 @@ impl Table {
 
     fn insert_entry(&mut self, real: &str, routes: Routes) {
         if !is_wildcard(real) {
-            let name = Label::new(real.as_bytes());
-            self.heap += name.heap();
-            let place = Place::Exact(name);
+            self.heap += allocated(real.len());
+            let place = Place::Exact(real.into());
             let id = self.entries.insert(Entry { place, routes });
             let hash = pool::hash(&self.state, real.as_bytes());
             return self.exact.insert(hash, id);
@@ -272,7 +271,7 @@ impl Table {
         match entry.routes {
             Routes::One(_) => match self.entries.remove(id).map(|entry| entry.place) {
                 Some(Place::Exact(name)) => {
-                    self.heap -= name.heap();
+                    self.heap -= allocated(name.len());
                     self.exact
                         .remove(pool::hash(&self.state, name.as_bytes()), id);
                     self.filters -= 1;
@@ -320,4 +319,16 @@ impl Table {
 /// The group of a shared filter; of another, what stands for none.
 fn group<'a>(filter: &Filter<'a>) -> &'a str {
     filter.group.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_small() {
+        assert_eq!((size_of::<Place>(), size_of::<Routes>()), (16, 16));
+        assert_eq!(size_of::<Entry>(), 32);
+        assert_eq!(size_of::<trie::Node>(), 48);
+    }
 }

@@ -19,6 +19,7 @@ pub(super) struct Route {
 
 pub(super) enum Routes {
     One(Route),
+    #[expect(clippy::box_collection, reason = "it keeps the enum at 16 bytes")]
     Few(Box<Vec<Route>>),
     Many(Box<Many>),
 }

@@ -34,7 +34,7 @@ impl Table {
             left -= 1;
             if let Some(entry) = self.entries.get(cursor.entry) {
                 let real = match &entry.place {
-                    Place::Exact(name) => name.as_str(),
+                    Place::Exact(name) => &**name,
                     Place::Node { id, multi } => {
                         self.trie.write_levels(*id, &mut real);
                         if *multi {

@@ -182,6 +182,15 @@ mod tests {
     use std::collections::HashMap;
 
     #[test]
+    fn a_slot_takes_no_more_than_what_is_in_it() {
+        assert_eq!(
+            size_of::<Slot<super::super::Entry>>(),
+            size_of::<super::super::Entry>()
+        );
+        assert_eq!(size_of::<Slot<super::super::trie::Node>>(), 48);
+    }
+
+    #[test]
     fn slots_are_used_again_and_chunks_given_back() {
         let mut slab = Slab::default();
         let ids: Vec<_> = (0..5_000u32).map(|value| slab.insert(value)).collect();

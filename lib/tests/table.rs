@@ -391,6 +391,29 @@ fn a_match_in_an_adverse_trie_is_bounded() {
     assert!(found > 0 && found < 10_000);
 }
 
+/// Looking at the same long level again and again is work, too.
+#[test]
+fn long_levels_count_as_more_steps() {
+    let mut table = Table::new();
+    for bits in 0..1 << 8 {
+        let levels: Vec<_> = (0..8)
+            .map(|bit| if bits >> bit & 1 == 1 { "+" } else { "x" })
+            .collect();
+        table.add(
+            &filter(&format!("{}/end/+", levels.join("/"))),
+            b"node",
+            b"",
+        );
+        table.add(&filter(&format!("{}/+/+", levels.join("/"))), b"node", b"");
+    }
+    let name = "x/".repeat(8) + &"long".repeat(15_000);
+    assert_eq!(
+        table.find(&name, table.nodes() + 1, |_| {}),
+        Err(OverBudget)
+    );
+    assert_eq!(table.find(&name, 512 * (60_000 / 256 + 4), |_| {}), Ok(()));
+}
+
 #[test]
 fn results_count_as_steps() {
     let mut table = Table::new();

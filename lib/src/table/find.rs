@@ -3,7 +3,8 @@
 //! A node is reached on one way only, so none is visited twice: the work is at most the trie and the results.
 
 use super::slab::NONE;
-use super::trie::{first_level, Trie, ROOT};
+use super::text::Text;
+use super::trie::{first_level, ROOT};
 use super::{Found, OverBudget, Table};
 
 /// A long label or filter counts a step more for each such number of bytes.
@@ -40,7 +41,7 @@ impl Table {
         if self.trie.get(ROOT).is_none() {
             return Ok(());
         }
-        let mut filter = String::new();
+        let mut filter = Text::default();
         // Nodes to be visited, and where in the name their levels begin: behind its end, if it has no more.
         let mut next = Some((ROOT, 0));
         let mut later = Vec::new();
@@ -60,14 +61,25 @@ impl Table {
             let here = Some(node.here).filter(|entry| *entry != NONE && levels.is_none());
             let multi = Some(node.multi).filter(|entry| *entry != NONE && wildcards);
             if here.is_some() || multi.is_some() {
-                self.trie.write_levels(id, &mut filter);
+                filter.write(&self.trie, id);
             }
             if let Some(entry) = here {
-                self.give(entry, &filter, &mut shared, &mut budget, &mut visit)?;
+                self.give(
+                    entry,
+                    filter.filter(false),
+                    &mut shared,
+                    &mut budget,
+                    &mut visit,
+                )?;
             }
             if let Some(entry) = multi {
-                filter.push_str(if id == ROOT { "#" } else { "/#" });
-                self.give(entry, &filter, &mut shared, &mut budget, &mut visit)?;
+                self.give(
+                    entry,
+                    filter.filter(true),
+                    &mut shared,
+                    &mut budget,
+                    &mut visit,
+                )?;
             }
             let Some(levels) = levels else {
                 continue;
@@ -110,29 +122,6 @@ impl Table {
             visit(self.found(route, real, shared, &mut last));
             Ok(())
         })
-    }
-}
-
-impl Trie {
-    /// Writes the levels of a node, from the root's down.
-    pub(super) fn write_levels(&self, id: u32, out: &mut String) {
-        let (mut node, mut bytes) = (self.node(id), 0);
-        while node.parent != NONE {
-            bytes += node.label.as_bytes().len() + 1;
-            node = self.node(node.parent);
-        }
-        let mut text = std::mem::take(out).into_bytes();
-        text.clear();
-        text.resize(bytes.saturating_sub(1), b'/');
-        let mut end = text.len();
-        node = self.node(id);
-        while node.parent != NONE {
-            let label = node.label.as_bytes();
-            text[end - label.len()..end].copy_from_slice(label);
-            end = (end - label.len()).saturating_sub(1);
-            node = self.node(node.parent);
-        }
-        *out = String::from_utf8(text).unwrap_or_default();
     }
 }
 

@@ -14,6 +14,7 @@ mod pool;
 mod routes;
 mod scan;
 mod slab;
+mod text;
 mod trie;
 
 use std::fmt;

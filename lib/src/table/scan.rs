@@ -2,7 +2,7 @@
 
 use super::routes::Routes;
 use super::slab::NONE;
-use super::trie::ROOT;
+use super::text::Text;
 use super::{Found, Place, Table};
 
 /// Where a scan goes on. The default is the beginning.
@@ -25,7 +25,7 @@ impl Table {
         slots: usize,
         mut visit: impl FnMut(Found<'_>),
     ) -> Option<Cursor> {
-        let (mut real, mut shared) = (String::new(), String::new());
+        let (mut real, mut shared) = (Text::default(), String::new());
         let mut left = slots.max(1);
         while cursor.entry < self.entries.end() {
             if left == 0 {
@@ -36,11 +36,8 @@ impl Table {
                 let real = match &entry.place {
                     Place::Exact(name) => &**name,
                     Place::Node { id, multi } => {
-                        self.trie.write_levels(*id, &mut real);
-                        if *multi {
-                            real.push_str(if *id == ROOT { "#" } else { "/#" });
-                        }
-                        &real
+                        real.write(&self.trie, *id);
+                        real.filter(*multi)
                     }
                 };
                 let mut last = NONE;

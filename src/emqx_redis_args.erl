@@ -4,6 +4,7 @@
 
 -export([client_id/2, message_id/2, binaries/2, count/2, topic/2, node_name/2, config/2]).
 -export([options/3, settings/2]).
+-export([tuples/3]).
 -export([message/2, messages/2, command/2, commands/2]).
 -export([format_error/2]).
 
@@ -140,6 +141,15 @@ word(Word) when is_integer(Word) -> integer_to_binary(Word);
 word(Word) when is_atom(Word) -> atom_to_binary(Word, utf8);
 word(Word) when is_float(Word) -> list_to_binary(io_lib:format("~w", [Word])).
 
+%% A list whose elements `Check' answers checked, or `false'.
+-spec tuples(pos_integer(), [tuple()], fun((term()) -> tuple() | false)) -> [tuple()].
+tuples(Position, List, Check) ->
+    check_length(Position, List),
+    [checked(Position, Check(Element)) || Element <- List].
+
+checked(Position, false) -> bad(Position, "an element of the list is none of the tuples expected");
+checked(_Position, Checked) -> Checked.
+
 -spec config(pos_integer(), map()) -> map().
 config(_Position, Config) when is_map(Config) -> Config;
 config(Position, _) -> bad(Position, "configuration: not a map").
@@ -180,6 +190,8 @@ is_valid(timeout, infinity) -> true;
 is_valid(timeout, Timeout) -> is_integer(Timeout) andalso Timeout >= 0 andalso Timeout =< ?MAX_TTL;
 is_valid(max_queue, Most) -> is_integer(Most) andalso Most > 0 andalso Most =< ?MAX_TTL;
 is_valid(on_full, OnFull) -> OnFull =:= drop_oldest orelse OnFull =:= reject;
+is_valid(version, Version) -> is_boolean(Version);
+is_valid(nodes, Nodes) -> Nodes =:= this orelse Nodes =:= all;
 is_valid(durability, none) -> true;
 is_valid(durability, {replicas, N}) -> is_integer(N) andalso N > 0 andalso N =< 100;
 is_valid(durability, {aof, 0, 0}) -> false;
@@ -192,6 +204,8 @@ expected(epoch) -> "not a non-negative integer";
 expected(timeout) -> "not infinity or non-negative milliseconds";
 expected(max_queue) -> "not a positive integer";
 expected(on_full) -> "neither drop_oldest nor reject";
+expected(version) -> "neither true nor false";
+expected(nodes) -> "neither this nor all";
 expected(durability) ->
     "neither none, {replicas, N} with N from 1 to 100, nor {aof, L, R} with L 0 or 1, R from 0 to 100".
 

@@ -5,6 +5,7 @@
     encode/1, encode_dirty/1, decode/1, decode_dirty/1, new_atoms_left/0,
     start/4, reconfigure/1, validate/1, stop/0, join/0,
     submit/3, submit_dirty/3, cancel/1,
+    match_in_memory/2, match_in_memory_dirty/2, is_leased/0, errand/3,
     status/0, config/0
 ]).
 
@@ -12,6 +13,7 @@
     encode/1, encode_dirty/1, decode/1, decode_dirty/1, new_atoms_left/0,
     start/4, reconfigure/1, validate/1, stop/0, join/0,
     submit/3, submit_dirty/3, cancel/1,
+    match_in_memory/2, match_in_memory_dirty/2, is_leased/0, errand/3,
     status/0, config/0
 ]).
 
@@ -83,6 +85,24 @@ submit_dirty(_Ref, _Settings, _Operation) -> erlang:nif_error(not_loaded).
 
 -spec cancel(non_neg_integer()) -> ok.
 cancel(_Number) -> erlang:nif_error(not_loaded).
+
+%%--------------------------------------------------------------------
+%% Routes; `native/src/routes.rs' documents each
+%%--------------------------------------------------------------------
+
+-spec match_in_memory(match_routes | match_subscriptions, binary()) ->
+    {ok, list()} | out_of_sync | busy | over_budget | stopped | {error, term()}.
+match_in_memory(_What, _Topic) -> erlang:nif_error(not_loaded).
+
+-spec match_in_memory_dirty(match_routes | match_subscriptions, binary()) ->
+    {ok, list()} | out_of_sync | busy | stopped | {error, term()}.
+match_in_memory_dirty(_What, _Topic) -> erlang:nif_error(not_loaded).
+
+-spec is_leased() -> boolean().
+is_leased() -> erlang:nif_error(not_loaded).
+
+-spec errand(reference(), timeout() | undefined, tuple()) -> ok | stopped.
+errand(_Ref, _Timeout, _Errand) -> erlang:nif_error(not_loaded).
 
 -spec status() -> map() | stopped.
 status() -> erlang:nif_error(not_loaded).

@@ -5,7 +5,7 @@
 %% was stopped. So a caller only waits; there is nothing to flush.
 -module(emqx_redis_request).
 
--export([call/2, async/2, submit/3]).
+-export([call/2, async/2, errand/2, submit/3]).
 -export([receive_response/2, check_response/2, cancel/1]).
 
 -export_type([operation/0, settings/0, request_id/0, result/0]).
@@ -45,6 +45,21 @@ async(Operation, Settings) ->
         {error, _} = Error ->
             self() ! {emqx_redis_reply, Ref, Error},
             {emqx_redis_request, Ref, none}
+    end.
+
+%% Has an errand done, which the engine answers by its deadline.
+-spec errand(tuple(), timeout() | undefined) -> result().
+errand(Errand, Timeout) ->
+    Ref = make_ref(),
+    try erlang:module_loaded(emqx_redis_nif) andalso emqx_redis_nif:errand(Ref, Timeout, Errand) of
+        ok ->
+            receive
+                {emqx_redis_reply, Ref, Result} -> Result
+            end;
+        _ ->
+            {error, stopped}
+    catch
+        error:undef -> {error, stopped}
     end.
 
 %% Called as if from another module: the compiler would follow the reference into a local function,

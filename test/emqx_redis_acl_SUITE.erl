@@ -10,6 +10,7 @@
 -define(SERVER, emqx_redis_test_server).
 -define(SET, emqx_redis_test_sentinels).
 -define(CLUSTER, emqx_redis_test_cluster).
+-define(STORAGE, emqx_redis_test_storage).
 -define(HELPERS, emqx_redis_test_helpers).
 -define(TIMEOUT, 30000).
 
@@ -273,6 +274,23 @@ use_everything(#{servers := Servers, cli := Cli, name := Name}) ->
         ok = ?HELPERS:wait_until(fun() -> connects() > Connects end, ?TIMEOUT),
         connected()
     end,
+    %% Large filters are read in another way than small ones.
+    Resynced = fun() ->
+        Names = [integer_to_binary(N) || N <- lists:seq(1, 250)],
+        ok = emqx_redis_router:add_routes([{<<"large">>, N} || N <- Names]),
+        Small = [{<<"small/", N/binary>>, n} || N <- Names],
+        ok = emqx_redis_router:add_routes(Small),
+        ok = emqx_redis_subscription:add_subscriptions([{<<"large/+">>, N, #{}} || N <- Names]),
+        Resyncs = resyncs(),
+        Feeds = [{Server, Feed} || Server <- Servers, Feed <- ?SERVER:cli(Server, ["KEYS", "test:feed*"])],
+        [1 = ?SERVER:cli(Server, ["DEL", Feed]) || {Server, Feed} <- Feeds],
+        ok = ?HELPERS:wait_until(fun() -> resyncs() > Resyncs andalso in_sync() end, ?TIMEOUT),
+        {ok, Found} = emqx_redis_subscription:match_subscriptions(<<"large/x">>),
+        250 = length(Found),
+        {ok, {_, done}} = emqx_redis_router:topics(1000, start),
+        ok = emqx_redis_subscription:delete_subscriptions([{<<"large/+">>, N} || N <- Names]),
+        emqx_redis_router:delete_routes(Small ++ [{<<"large">>, N} || N <- Names])
+    end,
     Steps = [
         Reconnected,
         fun() -> emqx_redis_session:save_session(<<"c">>, data) end,
@@ -293,7 +311,8 @@ use_everything(#{servers := Servers, cli := Cli, name := Name}) ->
         fun() -> emqx_redis_router:add_route(<<"a/+">>, node()) end,
         fun() -> emqx_redis_router:add_route(<<"a/b">>, node()) end,
         fun() -> emqx_redis_router:add_route(<<"a/+/c">>, node()) end,
-        fun() -> emqx_redis_router:match_routes(<<"a/b">>) end,
+        fun() -> ?STORAGE:match_in_redis(<<"a/b">>) end,
+        Resynced,
         fun() -> emqx_redis_router:topics() end,
         fun() -> emqx_redis_router:delete_route(<<"a/+/c">>, node()) end,
         fun() -> emqx_redis_router:delete_route(<<"a/+">>, node()) end,
@@ -307,6 +326,14 @@ use_everything(#{servers := Servers, cli := Cli, name := Name}) ->
         fun() -> emqx_redis_session:delete_session(<<"c">>, #{epoch => 2}) end
     ],
     [{Number, Result} || {Number, Step} <- lists:enumerate(Steps), Result <- [Step()], is_error(Result)].
+
+resyncs() ->
+    #{counters := #{resyncs := Resyncs}} = emqx_redis_storage:status(),
+    Resyncs.
+
+in_sync() ->
+    #{routes := Shards} = emqx_redis_storage:status(),
+    Shards =/= [] andalso lists:all(fun(#{in_sync := InSync}) -> InSync end, Shards).
 
 %% Ours alone: others watch the server, too.
 kill_clients(Server) ->

@@ -54,7 +54,7 @@ a_value_of_another_type_is_moved_away(Config) ->
     Filter = <<"a/+">>,
     Add = fun() -> emqx_redis_router:add_route(Filter, node()) end,
     Remove = fun() -> emqx_redis_router:delete_route(Filter, node()) end,
-    Match = fun() -> emqx_redis_router:match_routes(<<"a/b">>) end,
+    Match = fun() -> ?STORAGE:match_in_redis(<<"a/b">>) end,
     Topics = fun() -> emqx_redis_router:topics() end,
     Names = names(Config),
     %% In a cluster nothing is listed of a slot whose sessions are counted as none.

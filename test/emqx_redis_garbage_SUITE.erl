@@ -8,7 +8,8 @@
 
 -import(emqx_redis_session, [claim_session/2, save_session/2]).
 -import(emqx_redis_message, [get_messages/3, store_message/2, store_message/3, store_messages/2]).
--import(emqx_redis_router, [add_route/2, match_routes/1]).
+-import(emqx_redis_router, [add_route/2]).
+-import(emqx_redis_test_storage, [match_in_redis/1]).
 
 all() ->
     [{group, single}, {group, cluster}].
@@ -80,10 +81,10 @@ a_foreign_set_of_a_wildcard_filter(Config) ->
     ok = add_route(<<"a/b">>, n2),
     #{<<"trie:a/+">> := Key} = ?STORAGE:named_keys(Config),
     <<"OK">> = ?STORAGE:cli(Config, ["SET", Key, "foreign"]),
-    {error, {partial, Text}} = match_routes(<<"a/b">>),
+    {error, {partial, Text}} = match_in_redis(<<"a/b">>),
     {_, _} = binary:match(Text, Key),
     %% What the set held is put back.
-    {ok, Routes} = match_routes(<<"a/b">>),
+    {ok, Routes} = match_in_redis(<<"a/b">>),
     [{<<"a/+">>, n1}, {<<"a/b">>, n2}] = lists:sort(Routes).
 
 %% Whatever stands in the way of the trie, or within it, no route is lost. All filters are of one shard.
@@ -103,11 +104,11 @@ a_trie_with(Config, Plant, Filters) ->
     _ = ?STORAGE:cli(Config, Plant),
     {error, {partial, _}} = add_route(<<"f/new/", (list_to_binary(lists:last(Plant)))/binary, "/+">>, n1),
     ok = add_route(<<"f/new/+">>, n1),
-    {ok, [{<<"f/new/+">>, n1}]} = match_routes(<<"f/new/x">>),
-    {ok, Shared} = match_routes(<<"f/1/x">>),
+    {ok, [{<<"f/new/+">>, n1}]} = match_in_redis(<<"f/new/x">>),
+    {ok, Shared} = match_in_redis(<<"f/1/x">>),
     [{<<"$share/g/f/1/+">>, n2}, {<<"f/1/+">>, n1}] = lists:sort(Shared),
     [
-        {ok, [{Filter, n1}]} = match_routes(binary:replace(Filter, <<"+">>, <<"x">>))
+        {ok, [{Filter, n1}]} = match_in_redis(binary:replace(Filter, <<"+">>, <<"x">>))
      || Filter <- tl(Filters)
     ],
     ok = emqx_redis_router:delete_route(<<"f/new/+">>, n1).

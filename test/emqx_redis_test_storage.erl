@@ -6,6 +6,7 @@
 -module(emqx_redis_test_storage).
 
 -export([start/1, start/2, stop/1, reset/1, config/1, topology/1]).
+-export([match_in_redis/1]).
 -export([cli/2, keys/1, key/2, named_keys/1, index_size/2, pause/1, resume/1, wait_connected/0]).
 -export([in_list_order/2, slot/2, sweep_time/1, adversarial_ids/0]).
 
@@ -43,8 +44,43 @@ stop(Config) ->
 %% For init_per_testcase: an empty Redis, but for what the storage wrote when it connected.
 -spec reset(list()) -> list().
 reset(Config) ->
+    UsesRoutes = maps:get(routes, emqx_redis_storage:status(), []) =/= [],
+    UsesRoutes andalso forget_routes(),
     lists:foreach(fun delete_all/1, servers(Config)),
+    UsesRoutes andalso await_no_routes(),
     Config.
+
+%% What this node has added for itself it would add again.
+forget_routes() ->
+    {ok, Filters} = emqx_redis_router:topics(),
+    delete_own(Filters).
+
+delete_own([]) ->
+    ok;
+delete_own(Filters) ->
+    {Some, Others} = lists:split(min(10000, length(Filters)), Filters),
+    ok = emqx_redis_router:delete_routes([{Filter, node()} || Filter <- Some]),
+    delete_own(Others).
+
+await_no_routes() ->
+    #{routes := Shards} = emqx_redis_storage:status(),
+    IsEmpty = fun(Shard) ->
+        maps:with([in_sync, routes, subscriptions], Shard) =:= #{in_sync => true, routes => 0, subscriptions => 0}
+    end,
+    case lists:all(IsEmpty, Shards) andalso lists:all(fun(#{version := V}) -> V < 2 end, Shards) of
+        true ->
+            ok;
+        false ->
+            timer:sleep(5),
+            await_no_routes()
+    end.
+
+%% Past the memory of this node.
+-spec match_in_redis(binary()) -> {ok, [{binary(), node()}]} | {error, term()}.
+match_in_redis(Topic) ->
+    Request = emqx_redis_router:match_routes_async(Topic),
+    {reply, Result} = emqx_redis_storage:receive_response(Request, 10000),
+    Result.
 
 -spec topology(list()) -> single | cluster.
 topology(Config) -> proplists:get_value(topology, Config, single).
@@ -69,7 +105,12 @@ cli(Config, Command) ->
 
 -spec keys(list()) -> [binary()].
 keys(Config) ->
-    lists:sort(lists:append([?SERVER:cli(Server, ["KEYS", "*"]) || Server <- servers(Config)])).
+    Keys = lists:append([?SERVER:cli(Server, ["KEYS", "*"]) || Server <- servers(Config)]),
+    lists:sort([Key || Key <- Keys, not is_of_followers(Key)]).
+
+%% Feeds keep what has been, and leases who lives.
+is_of_followers(Key) ->
+    lists:any(fun(Name) -> string:prefix(Key, Name) =/= nomatch end, [<<"feed">>, <<"leases">>]).
 
 %% The name of what belongs to a client.
 -spec key(list(), key()) -> binary().

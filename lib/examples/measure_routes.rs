@@ -7,9 +7,9 @@ mod support;
 use std::time::Instant;
 
 use emqx_redis_core::keys::Keys;
-use emqx_redis_core::route_scripts::{self, ScriptCall};
+use emqx_redis_core::route_scripts::{self, Change, ScriptCall, Space, Stamp};
 use emqx_redis_core::scripts::Script;
-use emqx_redis_core::topic::parse_filter;
+use emqx_redis_core::topic::{parse_filter, Filter};
 use redis::Connection;
 use support::RedisServer;
 
@@ -49,7 +49,7 @@ fn main() {
             .iter()
             .map(|filter| {
                 let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
-                route_scripts::add_route(&keys, &filter, b"emqx@10.0.0.1", 1_700_000_000_000)
+                change(&keys, &filter, b"emqx@10.0.0.1", true)
             })
             .collect();
         let (add, _, _) = run(&mut redis, Script::AddRoute.text(), &adds);
@@ -61,12 +61,13 @@ fn main() {
             .collect();
         let matches: Vec<ScriptCall> = names
             .iter()
-            .map(|name| route_scripts::match_routes(&keys, 0, name))
+            .map(|name| route_scripts::find(&keys, Space::Routes, 0, name))
             .collect();
         let (server_us, trip_us, replies) = run(&mut redis, Script::MatchRoutes.text(), &matches);
         let scans: Vec<ScriptCall> = matches[..(2_000_000 / count).clamp(5, 500) as usize]
             .iter()
             .map(|call| ScriptCall {
+                script: call.script,
                 keys: vec![call.keys[0].clone(), keys.wildcards(0)],
                 args: vec![call.args[0].clone()],
             })
@@ -78,7 +79,7 @@ fn main() {
             .iter()
             .map(|filter| {
                 let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
-                route_scripts::delete_route(&keys, &filter, b"emqx@10.0.0.1")
+                change(&keys, &filter, b"emqx@10.0.0.1", false)
             })
             .collect();
         let (delete, _, _) = run(&mut redis, Script::DeleteRoute.text(), &deletes);
@@ -100,16 +101,16 @@ fn measure_worst_cases(keys: &Keys) {
         };
         let adds = calls(&|filter| {
             let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
-            route_scripts::add_route(keys, &filter, b"n", 1)
+            change(keys, &filter, b"n", true)
         });
         let deletes = calls(&|filter| {
             let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
-            route_scripts::delete_route(keys, &filter, b"n")
+            change(keys, &filter, b"n", false)
         });
         let before = memory(&mut redis);
         let (add, _, _) = run(&mut redis, Script::AddRoute.text(), &adds);
         let kib = (memory(&mut redis) - before) / 1024;
-        let matches = vec![route_scripts::match_routes(keys, 0, name); 20];
+        let matches = vec![route_scripts::find(keys, Space::Routes, 0, name); 20];
         let (server_us, _, replies) = run(&mut redis, Script::MatchRoutes.text(), &matches);
         let (delete, _, _) = run(&mut redis, Script::DeleteRoute.text(), &deletes);
         let hits = replies / 2 / matches.len();
@@ -212,4 +213,18 @@ fn memory(redis: &mut Connection) -> u64 {
         .find_map(|line| line.strip_prefix("used_memory:"));
     line.and_then(|figure| figure.trim().parse().ok())
         .expect("a number")
+}
+
+fn change(keys: &Keys, filter: &Filter<'_>, node: &[u8], adds: bool) -> ScriptCall {
+    let change = Change {
+        space: Space::Routes,
+        adds: adds.then_some(b""),
+        destination: node,
+        proof: b"",
+    };
+    let stamp = Stamp {
+        micros: 1_700_000_000_000_000,
+        once: 1,
+    };
+    route_scripts::change(keys, filter, &change, &stamp)
 }

@@ -1,13 +1,15 @@
 //! What every operation needs to know when it is encoded.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::config::{Config, Durability, Topology, Ttl};
+use crate::config::{Config, Durability, Topology, Ttl, WhenOutOfSync};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::order::Sequencer;
+use crate::replica::{Own, Replica};
 use crate::scripts::Names;
 use crate::slots::SlotOwners;
 
@@ -28,6 +30,10 @@ pub struct Context {
     pub scripts: Names,
     /// Who owns which slot of a cluster.
     pub slots: SlotOwners,
+    /// The routes in memory.
+    pub replica: Replica,
+    lease_timeout: AtomicU64,
+    answers_stale: std::sync::atomic::AtomicBool,
     session_ttl: AtomicU64,
     message_ttl: AtomicU64,
     message_index: std::sync::atomic::AtomicBool,
@@ -42,7 +48,7 @@ const FOREVER: u64 = u64::MAX;
 
 impl Context {
     /// The context of a storage with this configuration on the named node.
-    pub fn new(config: &Config, node: Vec<u8>) -> Self {
+    pub fn new(config: &Config, node: Vec<u8>, own: Arc<Own>) -> Self {
         let prefix = config.key_prefix.as_bytes();
         let context = Context {
             keys: match config.redis.topology {
@@ -55,6 +61,9 @@ impl Context {
             metrics: Metrics::default(),
             scripts: Names::default(),
             slots: SlotOwners::default(),
+            replica: Replica::new(own),
+            lease_timeout: AtomicU64::new(0),
+            answers_stale: false.into(),
             session_ttl: AtomicU64::new(0),
             message_ttl: AtomicU64::new(0),
             message_index: true.into(),
@@ -78,8 +87,22 @@ impl Context {
         self.message_index
             .store(config.persistence.message_index, Relaxed);
         *self.durability_mut() = config.persistence.durability;
+        let lease_timeout = config.routes.lease_timeout.as_millis() as u64;
+        self.lease_timeout.store(lease_timeout, Relaxed);
+        let answers_stale = config.routes.when_out_of_sync == WhenOutOfSync::Stale;
+        self.answers_stale.store(answers_stale, Relaxed);
         self.follows_masters
             .store(config.redis.topology != Topology::Single, Relaxed);
+    }
+
+    /// How long the beat of a node's lease stands before the node is taken for dead.
+    pub(crate) fn lease_timeout(&self) -> Duration {
+        Duration::from_millis(self.lease_timeout.load(Relaxed))
+    }
+
+    /// Whether a match is answered from memory though what is there is not known to be true.
+    pub fn answers_stale(&self) -> bool {
+        self.answers_stale.load(Relaxed)
     }
 
     fn durability_mut(&self) -> MutexGuard<'_, Durability> {

@@ -14,7 +14,8 @@ use crate::dispatch::{Dispatcher, LinkStatus};
 use crate::error::Error;
 use crate::metrics::Counter;
 use crate::queue::{Control, Queue};
-use crate::request::Request;
+use crate::replica::{self, Errand, Own};
+use crate::request::{Request, Responder};
 use crate::server::Warning;
 use crate::sweeper;
 use crate::topology::Lookout;
@@ -84,26 +85,37 @@ pub struct Engine {
     links: Arc<Mutex<Vec<LinkStatus>>>,
     lookout: Lookout,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    runtime: tokio::runtime::Handle,
     started: Instant,
 }
 
 impl Engine {
-    /// Starts the engine; it connects in the background. `background` runs on the runtime beside it
+    /// Starts the engine; it connects in the background. `own` are the routes that a node of this name has added
+    /// before, where it did not stop but fail. `background` runs on the runtime beside it
     /// until the engine stops; `on_stopped` is called on the engine's thread, as the last thing it
     /// does.
     pub fn start(
         config: Config,
         node: Vec<u8>,
+        own: Arc<Own>,
         background: impl Future<Output = ()> + Send + 'static,
         on_stopped: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<Arc<Engine>> {
-        let context = Arc::new(Context::new(&config, node));
+        let context = Arc::new(Context::new(&config, node, own));
         // Who still holds an id of an engine that has ended must not cancel a request of this one.
         let first_id = (STARTS.fetch_add(1, Relaxed) << 40) + 1;
         let queue = Arc::new(Queue::new(first_id));
         let links = Arc::new(Mutex::new(vec![LinkStatus::connecting()]));
         let lookout = Lookout::new(&config, queue.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            // Threads beside the engine's own resolve names and build large answers.
+            .max_blocking_threads(2)
+            .thread_keep_alive(Duration::from_secs(1))
+            .thread_name("emqx_redis_aux")
+            .build()?;
         let engine = Arc::new(Engine {
+            runtime: runtime.handle().clone(),
             load: Arc::new(Load::new(&config)),
             config: Mutex::new(config.clone()),
             queue: queue.clone(),
@@ -113,18 +125,12 @@ impl Engine {
             started: Instant::now(),
             context: context.clone(),
         });
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            // Threads beside the engine's own resolve names and build large answers.
-            .max_blocking_threads(2)
-            .thread_keep_alive(Duration::from_secs(1))
-            .thread_name("emqx_redis_aux")
-            .build()?;
         let shared = engine.clone();
         let main = async move {
             let mut tasks = JoinSet::new();
             tasks.spawn(background);
             tasks.spawn(sweeper::run(Arc::downgrade(&shared)));
+            tasks.spawn(replica::run(Arc::downgrade(&shared), context.clone()));
             tasks.spawn(lookout.clone().run(context.clone()));
             drop(shared);
             let dispatcher = Dispatcher::new(queue.clone(), context, config, lookout, links);
@@ -165,7 +171,8 @@ impl Engine {
 
     /// Leaves a request, and answers its number. It is answered through its responder, except where it is
     /// refused here.
-    pub fn submit(&self, request: Request) -> Result<u64, Error> {
+    pub fn submit(&self, mut request: Request) -> Result<u64, Error> {
+        request.operation.submitted(&self.context);
         let size = request.size();
         if !self.load.admit(size) {
             request.refuse();
@@ -191,6 +198,30 @@ impl Engine {
                 Err(error)
             }
         }
+    }
+
+    /// Leaves a request of the library's own, which is not counted among those in flight.
+    pub(crate) fn submit_internal(&self, request: Request) -> Result<u64, Error> {
+        let pushed = self
+            .queue
+            .push(request, |request, number| request.id = number);
+        pushed.map_err(|refused| {
+            let (request, error) = *refused;
+            request.refuse();
+            error
+        })
+    }
+
+    /// Has an errand done. It is answered through the responder, by the deadline.
+    pub fn run_errand(
+        self: &Arc<Self>,
+        errand: Errand,
+        deadline: Instant,
+        responder: Box<dyn Responder>,
+    ) {
+        let engine = Arc::downgrade(self);
+        let work = replica::run_errand(engine, self.context.clone(), errand, deadline, responder);
+        self.runtime.spawn(work);
     }
 
     /// Has a request answered at once: `Cancelled` when it was not sent, `Unknown` when it was. One
@@ -284,7 +315,14 @@ mod tests {
     fn ends(background: impl Future<Output = ()> + Send + 'static) -> bool {
         let (sender, receiver) = mpsc::channel();
         let ended = move || sender.send(()).unwrap_or_default();
-        let engine = Engine::start(Config::default(), Vec::new(), background, ended).unwrap();
+        let engine = Engine::start(
+            Config::default(),
+            Vec::new(),
+            Arc::default(),
+            background,
+            ended,
+        )
+        .unwrap();
         let ends = receiver.recv_timeout(Duration::from_secs(2)).is_ok();
         engine.stop();
         ends

@@ -11,7 +11,7 @@
 //! | `session:{client}`, `msgq:{client}`, `epoch:{client}` | the client id as it is: it ends the key |
 //! | `msg:{client}:{id}` | `%` and `:` of the client id encoded, the message id as it is |
 //! | `route:{filter}` | `%` encoded; the filter `wildcards` is `%77ildcards`, since `route:wildcards` is an index |
-//! | `trie:{filter}` | the filter as it is |
+//! | `trie:{filter}`, `psub:{filter}`, `ptrie:{filter}` | the filter as it is |
 //!
 //! And that of a cluster, where the braces are real ones: they make a hash tag, so that all that one script
 //! touches is in one hash slot.
@@ -20,7 +20,7 @@
 //! |---|---|
 //! | `session:{client}`, `msgq:{client}`, `epoch:{client}`, `msg:{client}:{id}` | `%` and `}` of the client id encoded; the empty client id is `%`, since an empty tag is none |
 //! | `sync:sessions:{TAG}` and the other indexes | the [tag](hash_slot::tag) of the slot whose clients they list |
-//! | `route:{TAG}:{filter}`, `trie:{TAG}:{filter}` and the other keys of routes | the tag of the slot of the route shard; the filter as it is |
+//! | `route:{TAG}:{filter}`, `psub:{TAG}:{filter}` and the other keys of routes | the tag of the slot of the route shard; the filter as it is |
 //!
 //! Routes are spread over shards by the first level of their filter, without a `$share/Group/` before it;
 //! filters that begin with a wildcard have a shard of their own, so that a match asks two.
@@ -264,10 +264,37 @@ impl Keys {
 
     /// Set: the `filter|node` routes whose filter, without a `$share/Group/` before it, is this one.
     pub fn trie_routes(&self, shard: u16, real_filter: &[u8]) -> Vec<u8> {
-        match self.clustered {
-            true => self.shard_item(b"trie:", shard, real_filter),
-            false => self.key(b"trie:", real_filter),
-        }
+        self.filter_key(b"trie:", shard, real_filter)
+    }
+
+    /// Hash: the persistent clients with a subscription to exactly this topic filter, and their options.
+    pub fn subscriptions(&self, shard: u16, filter: &[u8]) -> Vec<u8> {
+        self.filter_key(b"psub:", shard, filter)
+    }
+
+    /// Sorted set: topic filters with subscriptions of persistent clients, by the time of the first.
+    pub fn subscriptions_index(&self, shard: u16) -> Vec<u8> {
+        self.slot_key(b"sync:psubs", self.shard_slot(shard))
+    }
+
+    /// Hash: the trie of wildcard and shared filters with subscriptions.
+    pub fn subscriptions_trie(&self, shard: u16) -> Vec<u8> {
+        self.slot_key(b"ptrie", self.shard_slot(shard))
+    }
+
+    /// Set: the filters with subscriptions that, without a `$share/Group/` before them, are this one.
+    pub fn trie_filters(&self, shard: u16, real_filter: &[u8]) -> Vec<u8> {
+        self.filter_key(b"ptrie:", shard, real_filter)
+    }
+
+    /// Stream: the changes of a shard's routes and subscriptions.
+    pub fn feed(&self, shard: u16) -> Vec<u8> {
+        self.slot_key(b"feed", self.shard_slot(shard))
+    }
+
+    /// Hash: the leases of the nodes on a shard.
+    pub fn leases(&self, shard: u16) -> Vec<u8> {
+        self.slot_key(b"leases", self.shard_slot(shard))
     }
 
     /// Hash: the versions of layout and encoding, and the number of route shards.
@@ -323,6 +350,13 @@ impl Keys {
         key.push(b':');
         key.extend_from_slice(filter);
         key
+    }
+
+    fn filter_key(&self, kind: &[u8], shard: u16, filter: &[u8]) -> Vec<u8> {
+        match self.clustered {
+            true => self.shard_item(kind, shard, filter),
+            false => self.key(kind, filter),
+        }
     }
 
     fn push_message_member(&self, out: &mut Vec<u8>, client: &[u8], id: &[u8]) {

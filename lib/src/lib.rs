@@ -21,6 +21,7 @@ pub mod order;
 mod outcome;
 mod queue;
 pub mod repair;
+pub mod replica;
 pub mod request;
 pub mod resp;
 pub mod route_scripts;

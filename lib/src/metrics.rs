@@ -47,6 +47,10 @@ table! {
         ExpiredMessages = "expired_messages", "Expired messages removed from the queues";
         DroppedMessages = "dropped_messages", "Messages dropped by a full queue";
         Quarantined = "quarantined", "Foreign values moved out of the way";
+        Resyncs = "resyncs", "Times that the table of a route shard was read from Redis as a whole";
+        FeedEntries = "feed_entries", "Changes of routes and subscriptions read from the feed";
+        Reasserted = "reasserted_routes", "Routes of this node that Redis had lost and that were added again";
+        Purged = "purged_routes", "Routes of dead nodes that this node purged";
         Panics = "panics", "Panics contained";
     }
 }
@@ -66,8 +70,12 @@ table! {
         DeleteMessages = "delete_messages", "emqx_redis_message:delete_messages";
         AddRoute = "add_route", "emqx_redis_router:add_route";
         DeleteRoute = "delete_route", "emqx_redis_router:delete_route";
-        MatchRoutes = "match_routes", "emqx_redis_router:match_routes";
+        MatchRoutes = "match_routes", "emqx_redis_router:match_routes, where Redis was asked";
+        AddSubscription = "add_subscription", "emqx_redis_subscription:add_subscription";
+        DeleteSubscription = "delete_subscription", "emqx_redis_subscription:delete_subscription";
+        MatchSubscriptions = "match_subscriptions", "emqx_redis_subscription:match_subscriptions, where Redis was asked";
         Topics = "topics", "emqx_redis_router:topics";
+        FeedLag = "feed_lag", "From a change of a route on any node until this node has it in memory";
         Query = "query", "emqx_redis_pool:query and pipeline";
         Internal = "internal", "Heartbeats, sweeping and script loading";
     }
@@ -162,6 +170,11 @@ impl Metrics {
                 1,
             ),
         }
+    }
+
+    /// Counts how long something took that is no request.
+    pub(crate) fn observe(&self, kind: OperationKind, took: Duration) {
+        self.latencies[kind as usize][bucket(took)].fetch_add(1, Relaxed);
     }
 
     /// An operation's latency since the start.

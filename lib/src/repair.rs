@@ -12,7 +12,7 @@ use crate::metrics::{Counter, OperationKind};
 use crate::outcome::{strings, TypedKeys};
 use crate::request::{Affinity, Operation, Step};
 use crate::resp::{Commands, Frame};
-use crate::route_scripts;
+use crate::route_scripts::{self, Change, Space, Stamp};
 use crate::router;
 use crate::scripts::{self, Script};
 use crate::topic::parse_filter;
@@ -139,11 +139,21 @@ impl Operation for Repair {
                 commands.command(&[b"ZRANGE", &context.keys.wildcards(self.shard), b"0", b"-1"]);
             }
             Phase::AddRoutes(routes) => {
-                let now = (context.clock.now_micros() / 1000).max(0) as u64;
+                let micros = context.clock.now_micros();
                 for (filter, node) in routes.iter().rev().take(ROUTES_STEP) {
                     if let Ok(filter) = parse_filter(filter) {
-                        let call = route_scripts::add_route(&context.keys, &filter, node, now);
-                        router::encode(context, commands, Script::AddRoute, &call);
+                        let change = Change {
+                            space: Space::Routes,
+                            adds: Some(b""),
+                            destination: node,
+                            proof: b"",
+                        };
+                        let stamp = Stamp {
+                            micros,
+                            once: context.replica.once(),
+                        };
+                        let call = route_scripts::change(&context.keys, &filter, &change, &stamp);
+                        router::encode(context, commands, &call);
                     }
                 }
             }

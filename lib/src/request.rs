@@ -10,6 +10,7 @@ use crate::config::Durability;
 use crate::context::Context;
 use crate::error::Error;
 use crate::metrics::{Counter, OperationKind};
+use crate::replica::TopicsCursor;
 use crate::resp::{Commands, Frame};
 
 /// One operation on Redis, in one step or several. A step is one atomic unit and one round trip.
@@ -19,6 +20,9 @@ pub trait Operation: Send {
 
     /// What the operation is on. Operations on the same thing run in the order submitted.
     fn affinity(&self) -> Affinity<'_>;
+
+    /// It is about to be left in the queue.
+    fn submitted(&mut self, _context: &Context) {}
 
     /// Writes the commands of the current step. Called again for the same step when it has to be
     /// sent again (a script was unknown, or the bytes never left), so it must not change it.
@@ -133,6 +137,12 @@ pub enum Answer {
     Claimed(u64, Option<Bytes>),
     /// Filters and the nodes that they lead to.
     Routes(Vec<(Bytes, Bytes)>),
+    /// Filters, persistent clients and the options of their subscriptions.
+    Subscriptions(Vec<(Bytes, Bytes, Bytes)>),
+    /// Topic filters, and where a listing of them goes on.
+    Topics(Vec<Bytes>, Option<TopicsCursor>),
+    /// The versions of the shards' feeds that hold a change.
+    Versions(Vec<(u16, u64)>),
     /// Redis's own reply.
     Reply(Frame),
     /// Redis's own replies.

@@ -34,9 +34,17 @@ scripts! {
     DeleteMessages = ["cluster", "fence", "delete_messages"];
     SweepMessages = ["cluster", "expire_messages", "sweep_messages"];
     Quarantine = ["quarantine"];
-    AddRoute = ["add_route"];
-    DeleteRoute = ["delete_route"];
-    MatchRoutes = ["match_routes"];
+    AddRoute = ["feed", "trie_add", "add_route"];
+    DeleteRoute = ["feed", "trie_prune", "delete_route"];
+    MatchRoutes = ["trie_walk", "match_routes"];
+    AddSubscription = ["feed", "trie_add", "add_subscription"];
+    DeleteSubscription = ["feed", "trie_prune", "delete_subscription"];
+    MatchSubscriptions = ["trie_walk", "match_subscriptions"];
+    BeginFeed = ["feed", "begin_feed"];
+    PageRoutes = ["cluster", "feed", "page_routes"];
+    RenewLease = ["feed", "renew_lease"];
+    RevokeLease = ["revoke_lease"];
+    EndLease = ["end_lease"];
 }
 
 impl Script {

@@ -114,7 +114,7 @@ mod tests {
     use crate::config::Config;
 
     fn context(owners: &[u16]) -> Context {
-        let context = Context::new(&Config::default(), b"n1".to_vec());
+        let context = Context::new(&Config::default(), b"n1".to_vec(), Default::default());
         for (slot, owner) in owners.iter().enumerate() {
             context.slots.set(slot as u16, *owner);
         }

@@ -5,8 +5,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use emqx_redis_core::keys::Keys;
-use emqx_redis_core::route_scripts::{self, ScriptCall};
-use emqx_redis_core::scripts::Script;
+use emqx_redis_core::route_scripts::{self, Change, ScriptCall, Space, Stamp};
 use emqx_redis_core::topic::{self, parse_filter, validate_name};
 use proptest::prelude::*;
 use redis::{Connection, FromRedisValue, RedisResult};
@@ -30,8 +29,8 @@ impl Table {
         }
     }
 
-    fn run<T: FromRedisValue>(&mut self, script: &str, call: &ScriptCall) -> RedisResult<T> {
-        let script = redis::Script::new(script);
+    fn run<T: FromRedisValue>(&mut self, call: &ScriptCall) -> RedisResult<T> {
+        let script = redis::Script::new(call.script.text());
         let mut invocation = script.prepare_invoke();
         for key in &call.keys {
             invocation.key(&key[..]);
@@ -42,17 +41,30 @@ impl Table {
         invocation.invoke(&mut self.redis)
     }
 
-    fn try_add(&mut self, filter: &str, node: &str) -> RedisResult<u8> {
+    fn change(&mut self, filter: &str, node: &str, adds: bool) -> RedisResult<u8> {
         let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
         self.now += 1;
-        let call = route_scripts::add_route(&self.keys, &filter, node.as_bytes(), self.now);
-        self.run(Script::AddRoute.text(), &call)
+        let change = Change {
+            space: Space::Routes,
+            adds: adds.then_some(b""),
+            destination: node.as_bytes(),
+            proof: b"",
+        };
+        let stamp = Stamp {
+            micros: self.now as i64 * 1000,
+            once: self.now,
+        };
+        let call = route_scripts::change(&self.keys, &filter, &change, &stamp);
+        let (changed, _, _): (u8, u64, String) = self.run(&call)?;
+        Ok(changed)
+    }
+
+    fn try_add(&mut self, filter: &str, node: &str) -> RedisResult<u8> {
+        self.change(filter, node, true)
     }
 
     fn try_delete(&mut self, filter: &str, node: &str) -> RedisResult<u8> {
-        let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
-        let call = route_scripts::delete_route(&self.keys, &filter, node.as_bytes());
-        self.run(Script::DeleteRoute.text(), &call)
+        self.change(filter, node, false)
     }
 
     fn try_match(&mut self, name: &str) -> RedisResult<Vec<Route>> {
@@ -63,8 +75,8 @@ impl Table {
         }
         let mut found = Vec::new();
         for shard in shards {
-            let call = route_scripts::match_routes(&self.keys, shard, name);
-            found.extend(self.run::<Vec<Route>>(Script::MatchRoutes.text(), &call)?);
+            let call = route_scripts::find(&self.keys, Space::Routes, shard, name);
+            found.extend(self.run::<Vec<Route>>(&call)?);
         }
         Ok(found)
     }
@@ -106,8 +118,11 @@ impl Table {
             .collect()
     }
 
+    /// Without the feeds, which keep what has been.
     fn key_count(&mut self) -> usize {
-        self.command(&[b"DBSIZE"])
+        let feeds: BTreeSet<Vec<u8>> = self.keys.shards().map(|it| self.keys.feed(it)).collect();
+        let keys: Vec<Vec<u8>> = self.command(&[b"KEYS", b"*"]);
+        keys.iter().filter(|key| !feeds.contains(*key)).count()
     }
 
     /// How many commands the script of one match runs.

@@ -24,10 +24,16 @@ rustler::atoms! {
     get_messages,
     ack_messages,
     delete_messages,
-    add_route,
-    delete_route,
+    add_routes,
+    delete_routes,
     match_routes,
+    add_subscriptions,
+    delete_subscriptions,
+    match_subscriptions,
     topics,
+    sync,
+    cleanup_routes,
+    start,
     query,
     pipeline,
     // Options
@@ -37,9 +43,13 @@ rustler::atoms! {
     replicas,
     aof,
     // Answers
+    done,
     dropped,
     epoch,
     session,
+    // Why the routes in memory give no answer
+    out_of_sync,
+    busy,
     // Errors
     timeout,
     overloaded,

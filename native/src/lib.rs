@@ -26,6 +26,8 @@ mod reply;
 #[cfg(not(test))]
 mod request;
 #[cfg(not(test))]
+mod routes;
+#[cfg(not(test))]
 mod status;
 
 #[cfg(not(test))]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use emqx_redis_core::config::{Config, ConfigError};
 use emqx_redis_core::engine::Engine;
 use emqx_redis_core::error::Error;
+use emqx_redis_core::replica::Own;
 use emqx_redis_core::request::Request;
 use rustler::types::tuple::get_tuple;
 use rustler::{Atom, Encoder, Env, LocalPid, NifResult, OwnedEnv, Term};
@@ -19,7 +20,7 @@ use crate::{atoms, codec, config_term, log, status};
 /// A request that takes more bytes than that is encoded on a dirty scheduler.
 const SCHEDULER_BUDGET: usize = 32 * 1024;
 /// How long `infinity` is.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(crate) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often the engine looks whether its owner lives.
 const OWNER_CHECK: Duration = Duration::from_millis(500);
 
@@ -28,7 +29,21 @@ static ENGINE: RwLock<Option<Arc<Engine>>> = RwLock::new(None);
 /// Starting and stopping are one at a time.
 static LIFECYCLE: Mutex<()> = Mutex::new(());
 
-fn engine() -> Option<Arc<Engine>> {
+/// What this node adds again where Redis has lost it. It is kept where an engine fails, and not where it is stopped.
+static OWN: RwLock<Option<Arc<Own>>> = RwLock::new(None);
+
+fn own() -> Arc<Own> {
+    let mut own = OWN.write().unwrap_or_else(PoisonError::into_inner);
+    own.get_or_insert_with(Arc::default).clone()
+}
+
+/// Calls it while nobody starts or stops.
+pub(crate) fn with_engine<T>(use_it: impl FnOnce(Option<&Engine>) -> T) -> T {
+    let engine = ENGINE.read().unwrap_or_else(PoisonError::into_inner);
+    use_it(engine.as_deref())
+}
+
+pub(crate) fn engine() -> Option<Arc<Engine>> {
     ENGINE
         .read()
         .unwrap_or_else(PoisonError::into_inner)
@@ -71,7 +86,7 @@ fn start<'a>(
         log::flush();
         let _ = OwnedEnv::new().send_and_clear(&owner, |_| atoms::emqx_redis_stopped());
     };
-    match Engine::start(config, node.to_vec(), watch_owner, say_stopped) {
+    match Engine::start(config, node.to_vec(), own(), watch_owner, say_stopped) {
         Ok(engine) => {
             *ENGINE.write().unwrap_or_else(PoisonError::into_inner) = Some(engine);
             Ok(atoms::ok().to_term(env))
@@ -129,6 +144,7 @@ fn read_config(source: Term<'_>) -> NifResult<Result<Config, Vec<ConfigError>>> 
 /// `stop()`: tells the engine to answer everything and to end; `emqx_redis_stopped` follows.
 #[rustler::nif]
 fn stop() -> Atom {
+    own().clear();
     if let Some(engine) = engine() {
         engine.stop();
     }

@@ -106,6 +106,12 @@ fn size(answer: &Answer) -> usize {
             .iter()
             .map(|(filter, _)| ELEMENT + filter.len())
             .sum(),
+        Answer::Subscriptions(all) => all
+            .iter()
+            .map(|(filter, _, options)| 2 * ELEMENT + filter.len() + options.len())
+            .sum(),
+        Answer::Versions(versions) => versions.len() * ELEMENT,
+        Answer::Topics(all, _) => all.iter().map(|bytes| ELEMENT + bytes.len()).sum(),
         Answer::Reply(reply) => frame(reply),
         Answer::Replies(replies) => replies.iter().map(frame).sum(),
     }
@@ -177,6 +183,26 @@ fn encode_answer<'a>(env: Env<'a>, answer: &Answer, stored: Stored) -> Result<Te
                 })
                 .collect();
             terms?.encode(env)
+        }
+        Answer::Subscriptions(all) => {
+            let terms: Result<Vec<Term<'a>>, Undone> = all
+                .iter()
+                .map(|(filter, client, options)| {
+                    let options = decode(env, options, stored)?;
+                    Ok((binary(env, filter), binary(env, client), options).encode(env))
+                })
+                .collect();
+            terms?.encode(env)
+        }
+        Answer::Versions(versions) => versions.encode(env),
+        Answer::Topics(all, next) => {
+            let next = match next {
+                Some((shard, filter, score)) => {
+                    (*shard, binary(env, filter), binary(env, score)).encode(env)
+                }
+                None => atoms::done().to_term(env),
+            };
+            (binaries(env, all), next).encode(env)
         }
         Answer::Reply(reply) => encode_frame(env, reply),
         Answer::Replies(replies) => {

@@ -10,13 +10,14 @@ use emqx_redis_core::message::{
     StoreMessages,
 };
 use emqx_redis_core::request::Operation;
-use emqx_redis_core::router::{ChangeRoute, MatchRoutes, Topics};
+use emqx_redis_core::route_scripts::Space;
+use emqx_redis_core::router::{Changes, Find, Topics};
 use emqx_redis_core::session::{
     ClaimSession, CountSessions, DeleteSession, ListSessions, LoadSession, SaveSession,
 };
 use emqx_redis_core::topic::TopicError;
 use rustler::types::tuple::get_tuple;
-use rustler::{Binary, Encoder, ListIterator, Term};
+use rustler::{Binary, Encoder, Env, ListIterator, Term};
 
 use crate::atoms;
 use crate::codec::{self, EncodeError};
@@ -91,6 +92,12 @@ fn too_large<'a>(term: Term<'a>, what: &str, path: String) -> Refusal<'a> {
     Refusal::Because((atoms::unencodable(), what, path).encode(env))
 }
 
+/// As an error's reason, where a topic name or filter is none.
+pub(crate) fn invalid_topic<'a>(env: Env<'a>, error: TopicError) -> Option<Term<'a>> {
+    let reason = rustler::Atom::from_str(env, error.name()).ok()?;
+    Some((atoms::invalid_topic(), reason).encode(env))
+}
+
 /// Makes an operation of a tuple `{Name, Argument, …}`, as `emqx_redis_request` documents them.
 pub(crate) fn decode<'a>(term: Term<'a>, budget: usize) -> Decoded<'a, Box<dyn Operation>> {
     let parts = get_tuple(term)?;
@@ -98,11 +105,7 @@ pub(crate) fn decode<'a>(term: Term<'a>, budget: usize) -> Decoded<'a, Box<dyn O
     let is = |atom: rustler::Atom| atom.to_term(term.get_env()) == *name;
     let mut budget = Budget(budget);
     let invalid_topic = |error: TopicError| {
-        let reason = rustler::Atom::from_str(term.get_env(), error.name());
-        match reason {
-            Ok(reason) => Refusal::Because((atoms::invalid_topic(), reason).encode(term.get_env())),
-            Err(_) => Refusal::BadArgument,
-        }
+        invalid_topic(term.get_env(), error).map_or(Refusal::BadArgument, Refusal::Because)
     };
     Ok(match *arguments {
         [client, data, ttl, epoch] if is(atoms::save_session()) => Box::new(SaveSession {
@@ -159,16 +162,38 @@ pub(crate) fn decode<'a>(term: Term<'a>, budget: usize) -> Decoded<'a, Box<dyn O
             client: budget.bytes(client)?,
             epoch: optional(epoch)?,
         }),
-        [filter, node] if is(atoms::add_route()) => {
-            let (filter, node) = (budget.bytes(filter)?, node_name(&mut budget, node)?);
-            Box::new(ChangeRoute::add(filter, node).map_err(invalid_topic)?)
+        [routes, wants_versions] if is(atoms::add_routes()) || is(atoms::delete_routes()) => {
+            let adds = is(atoms::add_routes());
+            let routes = budget.list(routes, |budget, term| {
+                let (filter, node): (Term<'a>, Term<'a>) = term.decode()?;
+                Ok((budget.bytes(filter)?, node_name(budget, node)?, Vec::new()))
+            })?;
+            let wants = wants_versions.decode()?;
+            Box::new(Changes::new(Space::Routes, adds, routes, wants).map_err(invalid_topic)?)
         }
-        [filter, node] if is(atoms::delete_route()) => {
-            let (filter, node) = (budget.bytes(filter)?, node_name(&mut budget, node)?);
-            Box::new(ChangeRoute::delete(filter, node).map_err(invalid_topic)?)
+        [all, wants_versions] if is(atoms::add_subscriptions()) => {
+            let all = budget.list(all, |budget, term| {
+                let (filter, client, options): (Term<'a>, Term<'a>, Term<'a>) = term.decode()?;
+                let (filter, client) = (budget.bytes(filter)?, budget.bytes(client)?);
+                Ok((filter, client, budget.term(options)?))
+            })?;
+            let wants = wants_versions.decode()?;
+            Box::new(Changes::new(Space::Subscriptions, true, all, wants).map_err(invalid_topic)?)
+        }
+        [all, wants_versions] if is(atoms::delete_subscriptions()) => {
+            let all = budget.list(all, |budget, term| {
+                let (filter, client): (Term<'a>, Term<'a>) = term.decode()?;
+                Ok((budget.bytes(filter)?, budget.bytes(client)?, Vec::new()))
+            })?;
+            let wants = wants_versions.decode()?;
+            Box::new(Changes::new(Space::Subscriptions, false, all, wants).map_err(invalid_topic)?)
         }
         [name] if is(atoms::match_routes()) => {
-            Box::new(MatchRoutes::new(budget.bytes(name)?).map_err(invalid_topic)?)
+            Box::new(Find::new(Space::Routes, budget.bytes(name)?).map_err(invalid_topic)?)
+        }
+        [name] if is(atoms::match_subscriptions()) => {
+            let name = budget.bytes(name)?;
+            Box::new(Find::new(Space::Subscriptions, name).map_err(invalid_topic)?)
         }
         [] if is(atoms::topics()) => Box::new(Topics::default()),
         [words] if is(atoms::query()) => {

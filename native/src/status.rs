@@ -3,6 +3,7 @@
 use emqx_redis_core::dispatch::{Kind, LinkStatus};
 use emqx_redis_core::engine::Engine;
 use emqx_redis_core::metrics::{Counter, OperationKind};
+use emqx_redis_core::replica::ShardStatus;
 use emqx_redis_core::server::Warning;
 use rustler::{Atom, Encoder, Env, Term};
 
@@ -63,6 +64,7 @@ pub(crate) fn encode<'a>(env: Env<'a>, engine: &Engine) -> Term<'a> {
     let map = put(env, map, "inflight", inflight as u64);
     let map = put(env, map, "inflight_bytes", inflight_bytes as u64);
     let map = put(env, map, "new_atoms_left", codec::atoms_left());
+    let map = put(env, map, "routes", routes(env, engine));
     let map = put(env, map, "counters", counters(env, engine));
     put(env, map, "latency_us", latencies(env, engine))
 }
@@ -131,6 +133,28 @@ fn server<'a>(env: Env<'a>, link: &LinkStatus) -> Term<'a> {
         Some(bytes) => put(env, map, "replica_lag_bytes", bytes),
         None => map,
     }
+}
+
+/// The routes in memory, shard by shard; an empty list until they are used.
+fn routes<'a>(env: Env<'a>, engine: &Engine) -> Vec<Term<'a>> {
+    let shards = engine.context().replica.status();
+    let row = |(shard, status): (usize, &ShardStatus)| {
+        let map = put(env, Term::map_new(env), "shard", shard as u64);
+        let map = match status.version {
+            Some(version) => put(env, map, "version", version),
+            None => put(env, map, "version", atoms::undefined()),
+        };
+        let map = put(env, map, "in_sync", status.in_sync);
+        let map = match status.age {
+            Some(age) => put(env, map, "age_ms", age.as_millis() as u64),
+            None => put(env, map, "age_ms", atoms::undefined()),
+        };
+        let map = put(env, map, "leased", status.leased);
+        let map = put(env, map, "routes", status.routes as u64);
+        let map = put(env, map, "subscriptions", status.subscriptions as u64);
+        put(env, map, "memory", status.memory as u64)
+    };
+    shards.iter().enumerate().map(row).collect()
 }
 
 fn counters<'a>(env: Env<'a>, engine: &Engine) -> Term<'a> {

@@ -10,6 +10,7 @@ mod file;
 mod hocon;
 mod password;
 pub(crate) mod pem;
+mod routes;
 mod scan;
 mod secret;
 mod section;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 pub use durability::Durability;
 pub use error::{ConfigError, ErrorKind};
+pub use routes::{Routes, WhenOutOfSync};
 pub use secret::{Secret, MASK};
 pub use server::{Server, DEFAULT_PORT};
 pub use ssl::{PemFile, ServerNameIndication, Ssl, Verify};
@@ -43,6 +45,8 @@ pub struct Config {
     pub redis: Redis,
     /// How long data lives, and what the server is expected to persist.
     pub persistence: Persistence,
+    /// How routes are kept in memory.
+    pub routes: Routes,
     /// Bounds of the work in flight.
     pub limits: Limits,
 }
@@ -181,6 +185,7 @@ impl Default for Config {
                 message_index: true,
                 durability: Durability::None,
             },
+            routes: Routes::default(),
             limits: Limits {
                 max_inflight: 100_000,
                 max_inflight_bytes: 128 * 1024 * 1024,

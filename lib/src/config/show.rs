@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::secret::{Secret, MASK};
 use super::units::{format_duration, format_size};
 use super::value::Value;
-use super::{Config, Limits, PemFile, Persistence, Redis, Ssl, Ttl};
+use super::{Config, Limits, PemFile, Persistence, Redis, Routes, Ssl, Ttl};
 
 impl Config {
     /// The effective configuration, defaults included, for status and output. Passwords show as
@@ -16,6 +16,7 @@ impl Config {
             ("key_prefix", text(&self.key_prefix)),
             ("redis", redis(&self.redis)),
             ("persistence", persistence(&self.persistence)),
+            ("routes", routes(&self.routes)),
             ("limits", limits(&self.limits)),
         ])
     }
@@ -67,6 +68,13 @@ fn persistence(persistence: &Persistence) -> Value {
         ("aof_enabled", Value::Bool(persistence.aof_enabled)),
         ("message_index", Value::Bool(persistence.message_index)),
         ("durability", Value::Str(persistence.durability.to_string())),
+    ])
+}
+
+fn routes(routes: &Routes) -> Value {
+    map([
+        ("when_out_of_sync", text(routes.when_out_of_sync.as_str())),
+        ("lease_timeout", duration(routes.lease_timeout)),
     ])
 }
 

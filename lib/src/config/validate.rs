@@ -7,20 +7,21 @@ use super::error::{ConfigError, ErrorKind};
 use super::section::{quote, Fault, Section};
 use super::value::Value;
 use super::{
-    durability, password, server, ssl, text, units, Config, Durability, Limits, Persistence, Redis,
-    Secret, Server, Topology,
+    durability, password, routes, server, ssl, text, units, Config, Durability, Limits,
+    Persistence, Redis, Secret, Server, Topology,
 };
 
 /// The key around everything, which may be left out.
 pub(super) const ROOT: &str = "redis_storage";
 
 /// The keys at the top of a tree.
-pub(super) const KEYS: [&str; 6] = [
+pub(super) const KEYS: [&str; 7] = [
     ROOT,
     "enable",
     "key_prefix",
     "redis",
     "persistence",
+    "routes",
     "limits",
 ];
 
@@ -78,6 +79,7 @@ fn storage(mut section: Section) -> Result<Config, Vec<ConfigError>> {
     let key_prefix = section.read("key_prefix", default.key_prefix, text::key_prefix);
     let redis = redis(section.section("redis"), default.redis);
     let persistence = persistence(section.section("persistence"), default.persistence);
+    let routes = routes::routes(section.section("routes"), default.routes);
     let limits = limits(section.section("limits"), default.limits);
 
     let mut errors = section.finish();
@@ -86,6 +88,7 @@ fn storage(mut section: Section) -> Result<Config, Vec<ConfigError>> {
         key_prefix: key_prefix.unwrap_or_default(),
         redis: collect(redis, &mut errors),
         persistence: collect(persistence, &mut errors),
+        routes: collect(routes, &mut errors),
         limits: collect(limits, &mut errors),
     };
     if errors.is_empty() {
@@ -96,7 +99,7 @@ fn storage(mut section: Section) -> Result<Config, Vec<ConfigError>> {
 }
 
 /// What a section was read to, faulty keys at their defaults, and its faults.
-type Read<T> = (T, Vec<ConfigError>);
+pub(super) type Read<T> = (T, Vec<ConfigError>);
 
 fn collect<T>((section, more): Read<T>, errors: &mut Vec<ConfigError>) -> T {
     errors.extend(more);

@@ -1,88 +1,57 @@
 -- Deletes the route from a topic filter to a node. The last node of a filter takes the filter out of every
 -- index, the last route of a real filter takes its branch out of the trie.
 --
--- KEYS and ARGV: those of add_route.lua, without the time:
--- KEYS[1] route:{filter}   KEYS[2] sync:routes
+-- KEYS[1] route:{filter}   KEYS[2] sync:routes  KEYS[3] feed    KEYS[4] leases
 -- and only for a wildcard or shared filter:
--- KEYS[3] route:wildcards  KEYS[4] trie         KEYS[5] trie:{real filter}
--- ARGV[1] filter  ARGV[2] node
+-- KEYS[5] route:wildcards  KEYS[6] trie         KEYS[7] trie:{real filter}
+-- ARGV[1] filter  ARGV[2] node  ARGV[3] now, ms  ARGV[4] now, us  ARGV[5] a number used once
+-- ARGV[6] length of the feed
+-- ARGV[7] empty, or the beat that the node's lease must still have: what purges a dead node does not purge one
+--         that has come back
 -- and only for a wildcard or shared filter:
--- ARGV[3] filter|node      ARGV[4] real filter
+-- ARGV[8] filter|node      ARGV[9] real filter
 --
--- Reply: 1 if the route was there, 0 if not.
+-- Reply: 1 if the route was there, 0 if not, 2 if the node is alive; the feed's last version and its nonce.
 -- Cost: O(levels of the filter).
 --
--- See add_route.lua for what the trie holds. As there, everything is read before anything is written, and
--- each key is brought to the state without the route whatever the others hold: deleting an absent route
--- harms nothing.
+-- As in add_route.lua, everything is read before anything is written, and each key is brought to the state without
+-- the route whatever the others hold: deleting an absent route harms nothing. What takes no memory is written
+-- first: a full server refuses a script only at its first command.
 
-local filter, node = ARGV[1], ARGV[2]
+local filter, node, now = ARGV[1], ARGV[2], ARGV[3]
+local feed = KEYS[3]
 local known = redis.call('SISMEMBER', KEYS[1], node)
-local last_node = redis.call('SCARD', KEYS[1]) == known
-redis.call('ZSCORE', KEYS[2], filter)
+local left = redis.call('SCARD', KEYS[1]) - known
+local indexed = redis.call('ZSCORE', KEYS[2], filter)
+local version, nonce = feed_head(feed)
+if ARGV[7] ~= '' and (redis.call('HGET', KEYS[4], node .. '|beat') or '') ~= ARGV[7] then
+  return {2, version, nonce}
+end
 
--- Takes the end of a real filter out of the trie, and the trie nodes that nothing else needs. True where
--- the trie holds something else.
-local function prune(trie, real)
-  local value = redis.call('HGET', trie, 'root')
-  if not value then
-    return
-  end
-  local fields, levels, ids, literals, marks = {'root'}, {}, {}, {}, {}
-  ids[1], literals[1], marks[1] = string.match(value, '^(%d+) (%d+) (%d)$')
-  if not ids[1] then return true end
-  local depth, mark = 1, 1
-  for level in string.gmatch(real .. '/', '([^/]*)/') do
-    if level == '#' then
-      mark = 4
-    else
-      local field = ids[depth] .. '/' .. level
-      value = redis.call('HGET', trie, field)
-      if not value then
-        return
-      end
-      depth = depth + 1
-      fields[depth], levels[depth] = field, level
-      ids[depth], literals[depth], marks[depth] = string.match(value, '^(%d+) (%d+) (%d)$')
-      if not ids[depth] then return true end
-    end
-  end
-
-  local gone = {}
-  marks[depth] = bit.band(marks[depth], 7 - mark)
-  while literals[depth] + 0 == 0 and marks[depth] + 0 == 0 do
-    if depth == 1 then
-      -- No filter is left: only `next` would stay behind.
-      redis.call('DEL', trie)
-      return
-    end
-    gone[#gone + 1] = fields[depth]
-    depth = depth - 1
-    if levels[depth + 1] == '+' then
-      marks[depth] = bit.band(marks[depth], 5)
-    else
-      literals[depth] = literals[depth] - 1
-    end
-  end
-  redis.call('HSET', trie, fields[depth], ids[depth] .. ' ' .. literals[depth] .. ' ' .. marks[depth])
-  -- unpack is limited by Lua's stack.
-  for first = 1, #gone, 1000 do
-    redis.call('HDEL', trie, unpack(gone, first, math.min(first + 999, #gone)))
+local prune_trie
+if #KEYS > 4 then
+  redis.call('ZSCORE', KEYS[5], ARGV[8])
+  prune_trie = nothing
+  if redis.call('SCARD', KEYS[7]) == redis.call('SISMEMBER', KEYS[7], ARGV[8]) then
+    prune_trie = trie_prune(KEYS[6], ARGV[9])
+    if not prune_trie then return redis.error_reply('WRONGTYPE trie is damaged') end
   end
 end
 
-if #KEYS > 2 then
-  local wildcards, trie, routes = KEYS[3], KEYS[4], KEYS[5]
-  local member, real = ARGV[3], ARGV[4]
-  redis.call('ZSCORE', wildcards, member)
-  if redis.call('SCARD', routes) == redis.call('SISMEMBER', routes, member) then
-    if prune(trie, real) then return redis.error_reply('WRONGTYPE trie is damaged') end
-  end
-  redis.call('SREM', routes, member)
-  redis.call('ZREM', wildcards, member)
+redis.call('SREM', KEYS[1], node)
+if prune_trie then
+  redis.call('SREM', KEYS[7], ARGV[8])
+  redis.call('ZREM', KEYS[5], ARGV[8])
+  prune_trie()
 end
-
-if last_node then
+if left == 0 then
   redis.call('ZREM', KEYS[2], filter)
+elseif not indexed then
+  redis.call('ZADD', KEYS[2], now, filter)
 end
-return redis.call('SREM', KEYS[1], node)
+if known == 1 then
+  local failure
+  version, nonce, failure = feed_append(feed, version, nonce, ARGV[5], ARGV[4], ARGV[6], '-r', filter, node, '', left)
+  if failure then return failure end
+end
+return {known, version, nonce}

@@ -47,7 +47,7 @@ impl Cluster {
         config.redis.topology = Topology::Cluster;
         let mut cluster = Cluster {
             nodes: (0..NODES).map(|_| Node::start()).collect(),
-            context: Context::new(&config, b"n1".to_vec()),
+            context: Context::new(&config, b"n1".to_vec(), Default::default()),
             steps: 0,
         };
         let first = cluster.nodes[0].port.to_string();

@@ -1,0 +1,80 @@
+//! What takes many questions, or none, and is answered once: it runs beside the requests, on the engine's thread.
+
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::{by_hand, sync};
+use crate::context::Context;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::request::{Answer, Responder};
+
+/// Where a listing goes on: a shard, the last filter and its score.
+pub type TopicsCursor = (u16, Bytes, Bytes);
+
+/// What is to be done.
+pub enum Errand {
+    /// Wait until this node, or every node that holds a lease, has applied these versions of shards' feeds. Answers
+    /// `Ok`.
+    Sync {
+        /// Shards and versions.
+        versions: Vec<(u16, u64)>,
+        /// Every node.
+        all: bool,
+    },
+    /// Delete all routes of a node, but for this node those that it wants. Answers how many.
+    CleanUp {
+        /// Its name.
+        node: Vec<u8>,
+    },
+    /// List filters that have routes. Answers them and where to go on.
+    Topics {
+        /// How many at most.
+        limit: usize,
+        /// Behind this one.
+        after: Option<TopicsCursor>,
+    },
+}
+
+/// Who waits; whatever becomes of the errand, it is answered.
+struct Waiter(Option<Box<dyn Responder>>);
+
+impl Waiter {
+    fn answer(mut self, result: Result<Answer, Error>) {
+        if let Some(responder) = self.0.take() {
+            responder.respond(result);
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Some(responder) = self.0.take() {
+            responder.respond(Err(Error::Stopped));
+        }
+    }
+}
+
+/// Does an errand, until its deadline.
+pub(crate) async fn run(
+    engine: Weak<Engine>,
+    context: Arc<Context>,
+    errand: Errand,
+    deadline: Instant,
+    responder: Box<dyn Responder>,
+) {
+    let waiter = Waiter(Some(responder));
+    let work = async {
+        match errand {
+            Errand::Sync { versions, all } => sync::run(&engine, &context, versions, all).await,
+            Errand::CleanUp { node } => by_hand::clean_up(&engine, &context, &node).await,
+            Errand::Topics { limit, after } => {
+                by_hand::topics(&engine, &context, limit, after).await
+            }
+        }
+    };
+    let result = tokio::time::timeout_at(deadline.into(), work).await;
+    waiter.answer(result.unwrap_or(Err(Error::Timeout)));
+}

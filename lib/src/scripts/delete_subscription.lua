@@ -1,0 +1,50 @@
+-- Deletes a persistent client's subscription. The last client of a filter takes the filter out of the index, the
+-- last filter with a real filter takes its branch out of the trie.
+--
+-- KEYS[1] psub:{filter}    KEYS[2] sync:psubs   KEYS[3] feed
+-- and only for a wildcard or shared filter:
+-- KEYS[4] ptrie            KEYS[5] ptrie:{real filter}
+-- ARGV[1] filter  ARGV[2] client id  ARGV[3] now, ms  ARGV[4] now, us  ARGV[5] a number used once
+-- ARGV[6] length of the feed
+-- ARGV[7] unused
+-- and only for a wildcard or shared filter:
+-- ARGV[8] real filter
+--
+-- Reply: 1 if it was there, 0 if not; the feed's last version and its nonce.
+-- Cost: O(levels of the filter).
+--
+-- As in delete_route.lua: everything is read before anything is written, and what takes no memory is written first.
+
+local filter, client, now = ARGV[1], ARGV[2], ARGV[3]
+local feed = KEYS[3]
+local known = redis.call('HEXISTS', KEYS[1], client)
+local left = redis.call('HLEN', KEYS[1]) - known
+local indexed = redis.call('ZSCORE', KEYS[2], filter)
+local version, nonce = feed_head(feed)
+
+local prune_trie
+if #KEYS > 3 and left == 0 then
+  prune_trie = nothing
+  if redis.call('SCARD', KEYS[5]) == redis.call('SISMEMBER', KEYS[5], filter) then
+    prune_trie = trie_prune(KEYS[4], ARGV[8])
+    if not prune_trie then return redis.error_reply('WRONGTYPE trie is damaged') end
+  end
+end
+
+redis.call('HDEL', KEYS[1], client)
+if prune_trie then
+  redis.call('SREM', KEYS[5], filter)
+  prune_trie()
+end
+if left == 0 then
+  redis.call('ZREM', KEYS[2], filter)
+elseif not indexed then
+  redis.call('ZADD', KEYS[2], now, filter)
+end
+if known == 1 then
+  local failure
+  version, nonce, failure =
+    feed_append(feed, version, nonce, ARGV[5], ARGV[4], ARGV[6], '-s', filter, client, '', left)
+  if failure then return failure end
+end
+return {known, version, nonce}

@@ -1,0 +1,31 @@
+-- Finds the persistent clients with subscriptions that match a topic name.
+--
+-- KEYS[1] psub:{name}      KEYS[2] ptrie
+-- ARGV[1] name             ARGV[2] what stands before the real filter in ptrie:{real filter}
+-- ARGV[3] what stands before the filter in psub:{filter}
+--
+-- Reply: filter, client id, options, filter, client id, options ... each once, in no order.
+-- Cost: that of trie_walk.lua, one SMEMBERS for each real filter that matches, one HGETALL for each filter.
+
+local name = ARGV[1]
+local reply = {}
+
+local function collect(filter, key)
+  local clients = redis.call('HGETALL', key)
+  for i = 1, #clients, 2 do
+    local size = #reply
+    reply[size + 1], reply[size + 2], reply[size + 3] = filter, clients[i], clients[i + 1]
+  end
+end
+
+-- A name can look like a shared filter, but that filter does not match it.
+if string.sub(name, 1, 7) ~= '$share/' then
+  collect(name, KEYS[1])
+end
+local walked = trie_walk(KEYS[2], name, function(real)
+  for _, filter in ipairs(redis.call('SMEMBERS', ARGV[2] .. real)) do
+    collect(filter, ARGV[3] .. filter)
+  end
+end)
+if not walked then return redis.error_reply('WRONGTYPE trie is damaged') end
+return reply

@@ -1,12 +1,12 @@
 %% Routes: which nodes have subscribers to a topic filter (MQTT 5.0 section 4.7).
 %%
-%% They are in Redis, and in the memory of every node that uses them, kept true by a feed of changes. A match is
-%% answered from memory; where what is there is not known to be true, by Redis. A filter is exact (`a/b'), has
-%% wildcards (`a/+/#') or is shared (`$share/Group/a/b', MQTT 5.0 section 4.8.2). What is no valid filter or topic
-%% name answers `{error, {invalid_topic, Reason}}'.
+%% They are in Redis, and in the memory of every node that uses them, kept true by a feed of changes. A match
+%% is answered from memory; where what is there is not known to be true, by Redis. A filter is exact (`a/b'),
+%% has wildcards (`a/+/#') or is shared (`$share/Group/a/b', MQTT 5.0 section 4.8.2). What is no valid filter
+%% or topic name answers `{error, {invalid_topic, Reason}}'.
 %%
-%% The functions of the change and of the match have a form `..._async' with the same arguments, which answers a
-%% request id for `emqx_redis_storage:receive_response/2', `check_response/2' and `cancel/1'.
+%% The functions of the change and of the match have a form `..._async' with the same arguments, which answers
+%% a request id for `emqx_redis_storage:receive_response/2', `check_response/2' and `cancel/1'.
 -module(emqx_redis_router).
 
 -export([add_route/2, add_route/3, add_route_async/2, add_route_async/3]).
@@ -33,9 +33,9 @@
     durability => emqx_redis_args:durability()
 }.
 
-%% Routes what matches `Filter' to `Node'. Adding a route that is there changes nothing. This node sees it at once,
-%% others within milliseconds (`feed_lag' in `emqx_redis_storage:status/0'). What a node adds for itself it adds
-%% again where Redis has lost it, until it is deleted.
+%% Routes what matches `Filter' to `Node'. Adding a route that is there changes nothing. This node sees it at
+%% once, others within milliseconds (`feed_lag' in `emqx_redis_storage:status/0'). What a node adds for itself
+%% it adds again where Redis has lost it, until it is deleted.
 -spec add_route(filter(), node()) -> ok | error().
 add_route(Filter, Node) -> add_route(Filter, Node, #{}).
 
@@ -62,8 +62,8 @@ delete_route_async(Filter, Node) -> delete_route_async(Filter, Node, #{}).
 -spec delete_route_async(filter(), node(), change_options()) -> request_id().
 delete_route_async(Filter, Node, Opts) -> async(delete_routes, [route(Filter, Node)], Opts, 3).
 
-%% Adds up to 10,000 routes. Each is a unit of its own: after an error some may have been added, and the same call
-%% again adds the rest.
+%% Adds up to 10,000 routes. Each is a unit of its own: after an error some may have been added, and the same
+%% call again adds the rest.
 -spec add_routes([route()]) -> ok | error().
 add_routes(Routes) -> add_routes(Routes, #{}).
 
@@ -94,8 +94,8 @@ topics() -> emqx_redis_request:call({topics}, undefined).
 -spec topics_async() -> request_id().
 topics_async() -> emqx_redis_request:async({topics}, undefined).
 
-%% At most `Limit' filters that have a route, and where to go on; `start' is the beginning. Every filter that has
-%% routes all the while is listed, perhaps twice.
+%% At most `Limit' filters that have a route, and where to go on; `start' is the beginning. Every filter that
+%% has routes all the while is listed, perhaps twice.
 -spec topics(Limit :: pos_integer(), start | topics_cursor()) ->
     {ok, {[filter()], topics_cursor() | done}} | error().
 topics(Limit, Cursor) ->
@@ -105,9 +105,9 @@ topics(Limit, Cursor) ->
 -spec sync(version()) -> ok | error().
 sync(Version) -> sync(Version, #{}).
 
-%% With `nodes => all' waits until every node that holds a lease has. A node that is up to date holds one; one that
-%% lags for seven seconds loses it, and nobody waits for it: it must ask `is_leased/0' before it does what needs
-%% all routes.
+%% With `nodes => all' waits until every node that holds a lease has. A node that is up to date holds one; one
+%% that lags for seven seconds loses it, and nobody waits for it: it must ask `is_leased/0' before it does
+%% what needs all routes.
 -spec sync(version(), #{nodes => this | all, timeout => timeout()}) -> ok | error().
 sync(Version, Opts) ->
     [Nodes, Timeout] = emqx_redis_args:options(2, Opts, [nodes, timeout]),
@@ -118,8 +118,8 @@ sync(Version, Opts) ->
 is_leased() ->
     erlang:module_loaded(emqx_redis_nif) andalso emqx_redis_nif:is_leased().
 
-%% Deletes all routes of a node by hand, and answers how many there were. Of this very node it deletes those that it
-%% has not added in this life. One that lives adds its own again.
+%% Deletes all routes of a node by hand, and answers how many there were. Of this very node it deletes those
+%% that it has not added in this life. One that lives adds its own again.
 -spec cleanup_routes(node()) -> {ok, non_neg_integer()} | error().
 cleanup_routes(Node) -> cleanup_routes(Node, #{}).
 

@@ -1,9 +1,9 @@
 %% Subscriptions of persistent clients: whom a message must be stored for.
 %%
-%% A table like that of routes, from topic filters to client ids, each with the options of its subscription (any
-%% term that can be stored, for instance `#{qos => 1, nl => 0}'). It is in Redis, and in the memory of every node that
-%% uses it; see `emqx_redis_router' for how that is kept true, `sync/1,2' and `is_leased/0'. Unlike a node's routes, a
-%% client's subscriptions stay when the node is gone.
+%% A table like that of routes, from topic filters to client ids, each with the options of its subscription
+%% (any term that can be stored, for instance `#{qos => 1, nl => 0}'). It is in Redis, and in the memory of
+%% every node that uses it; see `emqx_redis_router' for how that is kept true, `sync/1,2' and `is_leased/0'.
+%% Unlike a node's routes, a client's subscriptions stay when the node is gone.
 -module(emqx_redis_subscription).
 
 -export([add_subscription/3, add_subscription/4, delete_subscription/2, delete_subscription/3]).
@@ -35,8 +35,8 @@ delete_subscription(Filter, ClientId, Opts) ->
     Subscription = {emqx_redis_args:topic(1, Filter), emqx_redis_args:client_id(2, ClientId)},
     call(delete_subscriptions, [Subscription], Opts, 3).
 
-%% Adds up to 10,000 subscriptions. Each is a unit of its own: after an error some may have been added, and the same
-%% call again adds the rest.
+%% Adds up to 10,000 subscriptions. Each is a unit of its own: after an error some may have been added, and
+%% the same call again adds the rest.
 -spec add_subscriptions([{filter(), client_id(), term()}]) -> ok | error().
 add_subscriptions(All) -> add_subscriptions(All, #{}).
 
@@ -66,8 +66,8 @@ delete_subscriptions(All, Opts) ->
     end),
     call(delete_subscriptions, Checked, Opts, 2).
 
-%% The subscriptions whose filters match the topic name, each once, in no particular order: of one client several,
-%% where several of its filters match.
+%% The subscriptions whose filters match the topic name, each once, in no particular order: of one client
+%% several, where several of its filters match.
 -spec match_subscriptions(binary()) ->
     {ok, [{filter(), client_id(), SubscriptionOptions :: term()}]} | error().
 match_subscriptions(Topic) ->

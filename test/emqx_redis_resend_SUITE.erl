@@ -359,7 +359,8 @@ masters(Config) ->
     end.
 
 keys(Config) ->
-    lists:append([?SERVER:cli(Master, ["KEYS", "*"]) || Master <- masters(Config)]).
+    Keys = lists:append([?SERVER:cli(Master, ["KEYS", "*"]) || Master <- masters(Config)]),
+    [Key || Key <- Keys, not emqx_redis_test_storage:is_of_followers(Key)].
 
 delete_all(Master) ->
     Keys = ?SERVER:cli(Master, ["KEYS", "*"]),

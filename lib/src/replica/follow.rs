@@ -32,7 +32,7 @@ const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// After a failure.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Entries asked for at once, the known one included.
-const MOST: usize = 256;
+const MOST: usize = 1000;
 /// Bytes of entries that one answer may have about.
 const BYTES: usize = 256 * 1024;
 /// Own routes that are added again in one go.
@@ -151,7 +151,7 @@ impl Follower {
         let more = self.poll().await?;
         let mut more = more | self.read_pages().await?;
         more |= self.assert_own().await?;
-        self.keep_lease().await?;
+        self.keep_lease(more).await?;
         Ok(more)
     }
 

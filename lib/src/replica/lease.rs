@@ -170,7 +170,8 @@ impl Deaths {
 
 impl Follower {
     /// Renews the lease when it is time, or when others wait for what this node has applied since.
-    pub(super) async fn keep_lease(&mut self) -> Result<(), Error> {
+    /// While there is `more` to be read, that comes first.
+    pub(super) async fn keep_lease(&mut self, more: bool) -> Result<(), Error> {
         let disconnects = self.context.metrics.get(Counter::Disconnects);
         if disconnects != self.deaths.disconnects {
             self.deaths.disconnects = disconnects;
@@ -181,7 +182,7 @@ impl Follower {
         let version = *self.state().position.borrow();
         let has_news = version != self.deaths.renewed_at;
         let waiting = self.state().waiting.load(Relaxed) > 0;
-        if now < self.next_renewal && !has_news && !waiting {
+        if now < self.next_renewal && (more || !has_news && !waiting) {
             return Ok(());
         }
         self.next_renewal = now + RENEWAL;

@@ -20,6 +20,8 @@
 -spec parse(kind(), binary()) -> parsed().
 parse(_Kind, <<"meta", _/binary>>) -> other;
 parse(_Kind, <<"durable", _/binary>>) -> other;
+parse(_Kind, <<"feed", _/binary>>) -> other;
+parse(_Kind, <<"leases", _/binary>>) -> other;
 parse(Kind, <<"session:", Name/binary>>) -> {session, client(Kind, Name)};
 parse(Kind, <<"msgq:", Name/binary>>) -> {queue, client(Kind, Name)};
 parse(Kind, <<"epoch:", Name/binary>>) -> {epoch, client(Kind, Name)};

@@ -1,4 +1,4 @@
-//! Nodes that keep the routes of one Redis in memory: what each knows is what Redis holds, whatever happened meanwhile.
+//! Nodes with the routes of one Redis in memory: what each knows is what Redis holds, whatever happened meanwhile.
 
 mod support;
 
@@ -283,8 +283,8 @@ fn a_change_becomes_known_to_all_nodes_in_a_cluster() {
     meanwhile(&server, &nodes, &["FLUSHALL"], 150);
 }
 
-/// All nodes change routes and subscriptions while something happens to the server; then they agree, and own routes
-/// are there.
+/// All nodes change routes and subscriptions while something happens to the server; then they agree, and own
+/// routes are there.
 fn meanwhile(server: &RedisServer, nodes: &[Node], accidents: &[&str], rounds: usize) {
     let work = |node: &Node, seed: u64| {
         let mut dice = Dice(seed);

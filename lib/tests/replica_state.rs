@@ -1,6 +1,6 @@
 //! The replica's state machine against a model of Redis that trims, fails over, is flushed and answers late.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
@@ -142,6 +142,8 @@ struct World {
     server: Server,
     /// What it was after each change: a replica that takes over may be at any of these.
     past: Vec<Server>,
+    /// Of each entry that there ever was the one before.
+    before: HashMap<Bytes, Bytes>,
     once: u64,
     era: u32,
     now: Instant,
@@ -151,13 +153,12 @@ struct World {
     state: State,
     tables: ShardedLock<Tables>,
     question: Option<Question>,
-    /// The next cell to read, while pages are read, with the era when that began and whether a page did not tell its
-    /// place.
+    /// The next cell to read, the era when reading began, and whether a page did not tell its place.
     pages: Option<(Cell, u32, bool)>,
     /// Changes of this node whose replies are on their way.
     unheard: Vec<Done>,
-    /// Those that it has heard of since it began to read, with their order.
-    heard: Vec<Done>,
+    /// Those that it has heard of since it began to read, and when.
+    heard: Vec<(Done, Instant)>,
     caught_up: Option<Instant>,
 }
 
@@ -185,6 +186,8 @@ enum Step {
     FailOver(usize),
     Flush,
     DeleteFeed,
+    /// The follower goes on until the table is trusted.
+    CatchUp,
 }
 
 impl World {
@@ -192,6 +195,7 @@ impl World {
         World {
             server: Server::default(),
             past: Vec::new(),
+            before: HashMap::new(),
             once: 0,
             era: 0,
             now: Instant::now(),
@@ -209,6 +213,13 @@ impl World {
     fn once(&mut self) -> u64 {
         self.once += 1;
         self.once
+    }
+
+    fn note_history(&mut self) {
+        if let Some(last) = self.server.feed.last() {
+            self.before
+                .insert(last.at.nonce.clone(), last.previous.clone());
+        }
     }
 
     fn disturb(&mut self) {
@@ -240,6 +251,7 @@ impl World {
                 self.past.push(self.server.clone());
                 let once = self.once();
                 self.server.change(once, *cell, *adds);
+                self.note_history();
                 if *is_own {
                     self.unheard.push(Done {
                         cell: *cell,
@@ -262,6 +274,7 @@ impl World {
                 }
                 self.disturb();
             }
+            Step::CatchUp => return self.catch_up(),
             Step::Flush => {
                 self.past.push(std::mem::take(&mut self.server));
                 self.disturb();
@@ -299,7 +312,7 @@ impl World {
             .state
             .position()
             .is_some_and(|it| done.at.version > it.version);
-        let is_latest = self.heard.iter().all(|it| {
+        let is_latest = self.heard.iter().all(|(it, _)| {
             it.era == done.era && (it.cell != done.cell || it.at.version <= done.at.version)
         });
         if self.state.is_following() && !self.state.is_doubted() && is_ahead && is_latest {
@@ -310,7 +323,13 @@ impl World {
                 "not seen at once"
             );
         }
-        self.heard.push(done);
+        if self.state.is_following() && !self.state.is_doubted() && !is_ahead {
+            prop_assert!(
+                self.has_passed(&done.at),
+                "a change of another history is not noticed"
+            );
+        }
+        self.heard.push((done, self.now));
         Ok(())
     }
 
@@ -365,6 +384,7 @@ impl World {
                 if self.server.feed.is_empty() {
                     let once = self.once();
                     self.server.append(once, None);
+                    self.note_history();
                 }
                 *answer = Some(self.server.head());
             }
@@ -445,11 +465,8 @@ impl World {
             prop_assert!(self.state.is_following() && to_end);
             self.caught_up = Some(sent);
             let version = self.state.position().map_or(0, |it| it.version);
-            let mut ahead: Vec<&Done> = self
-                .heard
-                .iter()
-                .filter(|it| it.at.version > version)
-                .collect();
+            let ahead = self.heard.iter().filter(|(it, _)| it.at.version > version);
+            let mut ahead: Vec<&Done> = ahead.map(|(it, _)| it).collect();
             prop_assert_eq!(self.state.is_ahead(), !ahead.is_empty());
             ahead.sort_by_key(|it| it.at.version);
             let mut expected = table;
@@ -460,6 +477,42 @@ impl World {
                 };
             }
             self.expect(&expected)?;
+            for (done, heard) in &self.heard {
+                let is_known = done.at.version > version || self.has_passed(&done.at);
+                prop_assert!(
+                    is_known || *heard < sent,
+                    "a table of another history is trusted"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the table is of a history that has come by there.
+    fn has_passed(&self, at: &Position) -> bool {
+        let mut nonce = self
+            .state
+            .position()
+            .map(|it| &it.nonce)
+            .filter(|_| at.version > 0);
+        while let Some(it) = nonce {
+            if *it == at.nonce {
+                return true;
+            }
+            nonce = self.before.get(it);
+        }
+        false
+    }
+
+    fn catch_up(&mut self) -> TestCaseResult {
+        let began = self.now;
+        for round in 0.. {
+            prop_assert!(round < 1_000, "it never catches up");
+            self.now += Duration::from_millis(1);
+            self.follow(8, round % 2 == 0, true)?;
+            if self.question.is_none() && self.caught_up.is_some_and(|sent| sent > began) {
+                break;
+            }
         }
         Ok(())
     }
@@ -494,24 +547,17 @@ impl World {
         while !self.unheard.is_empty() {
             self.step(&Step::Hear(0))?;
         }
-        let quiet = self.now;
-        self.now += Duration::from_millis(1);
-        for round in 0.. {
-            prop_assert!(round < 1_000, "it never catches up");
-            self.follow(8, round % 2 == 0, true)?;
-            self.now += Duration::from_millis(1);
-            if self.question.is_none() && self.caught_up.is_some_and(|sent| sent > quiet) {
-                break;
-            }
-        }
+        self.catch_up()?;
         prop_assert!(!self.state.is_ahead() && !self.state.is_doubted());
         self.expect(&self.server.table)
     }
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    // Few cells meet each other's changes; all are more than one page.
+    let cell = prop_oneof![3 => 0..2usize, 1 => 0..CELLS];
     let change = (
-        0..CELLS,
+        cell,
         prop::option::weighted(0.6, 0..OPTIONS.len()),
         any::<bool>(),
     );
@@ -519,10 +565,11 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         40 => follow.prop_map(|(most, reads, tells_place)| Step::Follow { most, reads, tells_place }),
         16 => change.prop_map(|(cell, adds, is_own)| Step::Change { cell, adds, is_own }),
-        10 => (0..4usize).prop_map(Step::Hear),
+        12 => (0..4usize).prop_map(Step::Hear),
+        4 => Just(Step::CatchUp),
         1 => (0..4usize).prop_map(Step::Mishear),
-        2 => (1..6usize).prop_map(Step::Trim),
-        5 => (0..4usize).prop_map(Step::FailOver),
+        1 => (1..6usize).prop_map(Step::Trim),
+        4 => (0..4usize).prop_map(Step::FailOver),
         1 => Just(Step::Flush),
         1 => Just(Step::DeleteFeed),
     ]
@@ -543,4 +590,78 @@ proptest! {
         }
         world.settle()?;
     }
+}
+
+fn change(cell: Cell, is_own: bool) -> Step {
+    Step::Change {
+        cell,
+        adds: Some(0),
+        is_own,
+    }
+}
+
+fn follow(reads: bool) -> Step {
+    Step::Follow {
+        most: CELLS,
+        reads,
+        tells_place: true,
+    }
+}
+
+/// Takes steps in one instant.
+fn take(steps: &[Step]) -> World {
+    let mut world = World::new();
+    for step in steps {
+        world.step(step).unwrap();
+    }
+    world
+}
+
+/// The reply of a server that has failed comes after that of the next one, whose feed stands at the same version.
+#[test]
+fn replies_of_two_servers_with_one_version_are_noticed() {
+    let mut world = take(&[
+        Step::CatchUp,
+        change(0, true),
+        Step::FailOver(1),
+        change(1, true),
+    ]);
+    world.step(&Step::Hear(1)).unwrap();
+    assert!(world.state.is_following());
+    world.step(&Step::Hear(0)).unwrap();
+    assert!(world.state.position().is_none(), "it must read anew");
+    world.settle().unwrap();
+}
+
+/// A page knows of a change that a fail-over takes back before the next poll, on a clock too coarse to tell when.
+#[test]
+fn a_page_of_a_server_that_failed_is_noticed() {
+    let begin = [follow(true), follow(true), follow(true)];
+    let page = [follow(true), change(0, false), follow(true), follow(true)];
+    let poll = [
+        Step::FailOver(1),
+        follow(false),
+        follow(false),
+        follow(false),
+    ];
+    let mut world = take(&[&begin[..], &page, &poll].concat());
+    world.settle().unwrap();
+}
+
+/// Somebody has changed the table, but not the feed.
+#[test]
+fn a_number_of_destinations_that_disagrees_is_noticed() {
+    let mut world = take(&[change(0, false), Step::CatchUp]);
+    world.server.table.insert(1, 0);
+    world.is_disturbed = true;
+    for step in [
+        change(2, false),
+        follow(false),
+        follow(false),
+        follow(false),
+    ] {
+        world.step(&step).unwrap();
+    }
+    assert!(world.state.position().is_none(), "it must read anew");
+    world.settle().unwrap();
 }

@@ -1,8 +1,9 @@
-//! Nodes with the routes of one Redis in memory: what each knows is what Redis holds, whatever happened meanwhile.
+//! Nodes with the routes of one Redis in memory: each knows what Redis holds, whatever happened meanwhile.
 
 mod support;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use emqx_redis_core::config::{Config, Server, Topology};
 use emqx_redis_core::engine::Engine;
 use emqx_redis_core::error::Error;
+use emqx_redis_core::metrics::Counter;
 use emqx_redis_core::request::{Answer, Request, Responder};
 use emqx_redis_core::route_scripts::Space;
 use emqx_redis_core::router::Changes;
@@ -285,11 +287,15 @@ fn a_change_becomes_known_to_all_nodes_in_a_cluster() {
 
 /// All nodes change routes and subscriptions while something happens to the server; then they agree, and own
 /// routes are there.
-fn meanwhile(server: &RedisServer, nodes: &[Node], accidents: &[&str], rounds: usize) {
+fn meanwhile(server: &RedisServer, nodes: &[Node], accidents: &[&str], rounds: usize) -> Known {
+    let is_over = AtomicBool::new(false);
     let work = |node: &Node, seed: u64| {
         let mut dice = Dice(seed);
         let mut own = BTreeSet::new();
-        for _ in 0..rounds {
+        for round in 0.. {
+            if round >= rounds && is_over.load(Relaxed) {
+                break;
+            }
             let filter = match dice.roll(NAMES + 4) {
                 0 => "#".to_owned(),
                 1 => "t/+".to_owned(),
@@ -322,6 +328,8 @@ fn meanwhile(server: &RedisServer, nodes: &[Node], accidents: &[&str], rounds: u
             std::thread::sleep(Duration::from_millis(100));
             shell(server, accident);
         }
+        std::thread::sleep(Duration::from_millis(100));
+        is_over.store(true, Relaxed);
         workers
             .into_iter()
             .map(|it| it.join().expect("a worker"))
@@ -340,6 +348,7 @@ fn meanwhile(server: &RedisServer, nodes: &[Node], accidents: &[&str], rounds: u
     });
     wait_until_agreed(server, nodes, &names());
     assert!(wanted.is_subset(&stored(server, &nodes[0], Space::Routes)));
+    wanted
 }
 
 #[test]
@@ -355,14 +364,20 @@ fn nodes_agree_with_redis_after_whatever_happened() {
         &["DEL feed", "CLIENT KILL TYPE normal", "DEL feed"],
         600,
     );
-    meanwhile(
+    let wanted = meanwhile(
         &server,
         &nodes,
         &["FLUSHALL", "CLIENT KILL TYPE normal", "FLUSHALL"],
         600,
     );
+    assert!(!wanted.is_empty());
     shell(&server, "FLUSHALL");
-    meanwhile(&server, &nodes, &[], 0);
+    wait_until("own routes are not added again", || {
+        wanted.is_subset(&stored(&server, &nodes[0], Space::Routes))
+    });
+    wait_until_agreed(&server, &nodes, &names());
+    let resyncs = |node: &Node| node.engine.context().metrics.get(Counter::Resyncs);
+    assert!(nodes.iter().all(|node| resyncs(node) > 3));
 }
 
 #[test]

@@ -617,7 +617,7 @@ fn take(steps: &[Step]) -> World {
     world
 }
 
-/// The reply of a server that has failed comes after that of the next one, whose feed stands at the same version.
+/// The reply of a server that has failed comes after that of the next one, whose feed has the same version.
 #[test]
 fn replies_of_two_servers_with_one_version_are_noticed() {
     let mut world = take(&[
@@ -633,7 +633,7 @@ fn replies_of_two_servers_with_one_version_are_noticed() {
     world.settle().unwrap();
 }
 
-/// A page knows of a change that a fail-over takes back before the next poll, on a clock too coarse to tell when.
+/// A page knows of a change that a fail-over takes back before the next poll, in one tick of a coarse clock.
 #[test]
 fn a_page_of_a_server_that_failed_is_noticed() {
     let begin = [follow(true), follow(true), follow(true)];

@@ -255,6 +255,11 @@ impl Follower {
             self.context.metrics.add(Counter::FeedEntries, news);
         }
         if progress.swapped {
+            // The server that was scanned may have failed since, and with it what it told of no place.
+            if self.has_scanned_another() {
+                self.lose("a connection was lost after a large filter was read");
+                return Ok(true);
+            }
             self.swapped();
         }
         let shard = self.state();
@@ -286,6 +291,12 @@ impl Follower {
         if entries.len() <= 1 {
             self.most = 32;
         }
+    }
+
+    /// Whether a scan, whose answers tell no place in the feed, may be of another server than the one that answers now.
+    fn has_scanned_another(&self) -> bool {
+        let reading = self.pages.as_ref();
+        reading.is_some_and(|it| it.pages.has_scanned && it.connections != self.connections())
     }
 
     /// The fresh table is in use: what Redis has lost of this node's routes is added again.
@@ -329,8 +340,6 @@ impl Follower {
             }
             let page = reading.pages.next(&self.engine, self.shard).await?;
             let is_over = reading.pages.is_over();
-            let has_scanned = reading.pages.has_scanned;
-            let began = reading.connections;
             let now = Instant::now();
             let taken = self
                 .state()
@@ -342,7 +351,7 @@ impl Follower {
             }
             if is_over {
                 // A scan's cursor means nothing to another server.
-                if has_scanned && self.connections() != began {
+                if self.has_scanned_another() {
                     self.lose("a connection was lost while a large filter was read");
                     return Ok(true);
                 }

@@ -168,7 +168,7 @@ impl State {
             };
         }
         let version = at.version;
-        self.checkpoint(at, now);
+        self.checkpoint(at, now)?;
         let key = (change.space, Bytes::copy_from_slice(change.filter));
         let all = self.ahead.entry(key).or_default();
         if all
@@ -188,10 +188,16 @@ impl State {
         Ok(())
     }
 
-    fn checkpoint(&mut self, at: Position, now: Instant) {
-        self.checkpoints
+    /// What two servers told of one version is not of one history, and the feed could pass by one alone.
+    fn checkpoint(&mut self, at: Position, now: Instant) -> Result<(), Divergence> {
+        let (nonce, _) = self
+            .checkpoints
             .entry(at.version)
-            .or_insert((at.nonce, now));
+            .or_insert_with(|| (at.nonce.clone(), now));
+        match *nonce == at.nonce {
+            true => Ok(()),
+            false => Err("a place in the feed was told of two histories"),
+        }
     }
 
     /// Takes in what a page of the table, read when the feed stood at `at`, says of one destination each. The poll
@@ -223,7 +229,7 @@ impl State {
                 return Err("a page of another history");
             }
             if at.version > position.version {
-                self.checkpoint(at, now);
+                self.checkpoint(at, now)?;
             }
         }
         Ok(())
@@ -339,7 +345,8 @@ impl State {
         let Mode::Reading(position, fresh) = &mut self.mode else {
             return false;
         };
-        if fresh.is_whole.is_none_or(|whole| whole > sent) {
+        // At the same moment the places of its last page are not known to have been passed.
+        if fresh.is_whole.is_none_or(|whole| whole >= sent) {
             return false;
         }
         for ((space, filter), all) in &self.ahead {

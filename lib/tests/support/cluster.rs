@@ -428,7 +428,7 @@ impl Operation for ListSlot {
 }
 
 /// A port that is free, as is the one 10,000 above, which is the cluster bus's.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     use std::hash::{BuildHasher, RandomState};
     use std::net::TcpListener;
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();

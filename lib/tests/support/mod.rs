@@ -53,7 +53,12 @@ impl RedisServer {
 
     /// Starts a cluster of one server that owns all slots.
     pub fn start_cluster_node() -> Self {
-        let server = Self::start_with(&["--cluster-enabled", "yes"]);
+        Self::start_cluster_node_at("0")
+    }
+
+    /// The same at a port, `0` for none: clients that look for a cluster need one.
+    pub fn start_cluster_node_at(port: &str) -> Self {
+        let server = Self::start_with(&["--cluster-enabled", "yes", "--port", port]);
         let mut connection = server.connection();
         let mut add = redis::cmd("CLUSTER");
         add.arg("ADDSLOTS").arg((0..16_384).collect::<Vec<u16>>());

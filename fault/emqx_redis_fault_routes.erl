@@ -110,15 +110,32 @@ match(Context, Routes, Kind, Number) ->
 
 matched(Context, Routes, Kind, Number, When) ->
     Topic = topic(Routes, Kind, Number),
-    {Class, Answer, Entry} = emqx_redis_fault_call:call(Context, {match, Topic}, #{}, fun() ->
-        emqx_redis_router:match_routes(Topic)
-    end),
+    Match =
+        case When of
+            passing -> fun() -> emqx_redis_router:match_routes(Topic) end;
+            final -> fun() -> match_in_redis(Topic) end
+        end,
+    {Class, Answer, Entry} = emqx_redis_fault_call:call(Context, {match, Topic}, #{}, Match),
     Told = tell(Entry, Routes),
     case {Class, Answer, When} of
-        {done, {ok, Found}, _} -> {Found, see(Context, Told, filter(Routes, Kind, Number), Found, When)};
+        {done, {ok, Found}, _} ->
+            Seen = see(Context, Told, filter(Routes, Kind, Number), Found, When),
+            When =:= passing orelse is_in_memory(Topic, Found) orelse
+                violation({memory_differs, Topic, Found}, Told),
+            {Found, Seen};
         {_, _, passing} -> {[], Told};
         {_, _, final} -> violation({not_readable, Answer}, Told)
     end.
+
+%% In the end the table itself counts, and what is in memory must be the same.
+match_in_redis(Topic) ->
+    Request = emqx_redis_router:match_routes_async(Topic),
+    {reply, Answer} = emqx_redis_storage:receive_response(Request, 30000),
+    Answer.
+
+is_in_memory(Topic, Routes) ->
+    {ok, InMemory} = emqx_redis_router:match_routes(Topic),
+    lists:sort(InMemory) =:= lists:sort(Routes).
 
 see(#{strict := Strict, tally := Tally}, Told = #{routes := Map}, Filter, Found, When) ->
     Found -- lists:usort(Found) =:= [] orelse violation({route_twice, Found}, Told),

@@ -22,6 +22,7 @@ cases() ->
         a_member_of_the_expiry_index_that_is_none_of_ours,
         a_foreign_queue_holds_up_no_other_client,
         a_foreign_set_of_a_wildcard_filter,
+        a_foreign_value_at_a_filter,
         a_trie_that_is_none_of_ours,
         an_epoch_that_can_not_be_raised,
         a_page_is_full_after_keys_were_deleted_by_hand
@@ -86,6 +87,25 @@ a_foreign_set_of_a_wildcard_filter(Config) ->
     %% What the set held is put back.
     {ok, Routes} = match_in_redis(<<"a/b">>),
     [{<<"a/+">>, n1}, {<<"a/b">>, n2}] = lists:sort(Routes).
+
+%% It keeps no node from reading all the other routes.
+a_foreign_value_at_a_filter(Config) ->
+    ok = add_route(<<"g/+">>, n1),
+    ok = add_route(<<"g/b">>, n2),
+    #{<<"route:g/+">> := Key} = ?STORAGE:named_keys(Config),
+    <<"OK">> = ?STORAGE:cli(Config, ["SET", Key, "foreign"]),
+    #{counters := #{resyncs := Before}} = emqx_redis_storage:status(),
+    [1 = ?STORAGE:cli(Config, ["DEL", Feed]) || Feed <- ?STORAGE:feeds(Config)],
+    InSync = fun() ->
+        #{counters := #{resyncs := After}, routes := Shards} = emqx_redis_storage:status(),
+        After > Before andalso lists:all(fun(#{in_sync := It}) -> It end, Shards)
+    end,
+    ok = emqx_redis_test_helpers:wait_until(InSync),
+    {ok, [{<<"g/b">>, n2}]} = emqx_redis_router:match_routes(<<"g/b">>),
+    {error, {partial, _}} = add_route(<<"g/+">>, n1),
+    ok = add_route(<<"g/+">>, n1),
+    {ok, Routes} = emqx_redis_router:match_routes(<<"g/b">>),
+    [{<<"g/+">>, n1}, {<<"g/b">>, n2}] = lists:sort(Routes).
 
 %% Whatever stands in the way of the trie, or within it, no route is lost. All filters are of one shard.
 a_trie_that_is_none_of_ours(Config) ->

@@ -245,7 +245,7 @@ what_is_misused(_Config) ->
             fun() -> ?ROUTER:add_route(<<"a">>, n1, #{ttl => 1}) end,
             fun() -> ?ROUTER:add_route(<<"a">>, n1, #{version => 1}) end,
             fun() -> ?ROUTER:topics(-1, start) end,
-            fun() -> ?ROUTER:topics(1, else) end,
+            fun() -> ?ROUTER:topics(1, elsewhere) end,
             fun() -> ?ROUTER:sync(not_a_version) end,
             fun() -> ?ROUTER:sync([], #{nodes => some}) end,
             fun() -> ?ROUTER:cleanup_routes(1) end,

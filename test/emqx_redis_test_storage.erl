@@ -6,7 +6,7 @@
 -module(emqx_redis_test_storage).
 
 -export([start/1, start/2, stop/1, reset/1, config/1, topology/1]).
--export([match_in_redis/1, is_of_followers/1]).
+-export([match_in_redis/1, is_of_followers/1, feeds/1]).
 -export([cli/2, keys/1, key/2, named_keys/1, index_size/2, pause/1, resume/1, wait_connected/0]).
 -export([in_list_order/2, slot/2, sweep_time/1, adversarial_ids/0]).
 
@@ -108,6 +108,9 @@ cli(Config, Command) ->
 keys(Config) ->
     Keys = lists:append([?SERVER:cli(Server, ["KEYS", "*"]) || Server <- servers(Config)]),
     lists:sort([Key || Key <- Keys, not is_of_followers(Key)]).
+
+-spec feeds(list()) -> [Key :: binary()].
+feeds(Config) -> lists:append([?SERVER:cli(Server, ["KEYS", "feed*"]) || Server <- servers(Config)]).
 
 %% Feeds keep what has been, and leases who lives.
 -spec is_of_followers(binary()) -> boolean().

@@ -1,5 +1,6 @@
 //! What takes many questions, or none, and is answered once: it runs beside the requests, on the engine's thread.
 
+use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -57,24 +58,67 @@ impl Drop for Waiter {
     }
 }
 
-/// Does an errand, until its deadline.
-pub(crate) async fn run(
+/// Does an errand, until its deadline. It is answered also where what is returned never gets to run.
+pub(crate) fn run(
     engine: Weak<Engine>,
     context: Arc<Context>,
     errand: Errand,
     deadline: Instant,
     responder: Box<dyn Responder>,
-) {
+) -> impl Future<Output = ()> + Send {
     let waiter = Waiter(Some(responder));
-    let work = async {
-        match errand {
-            Errand::Sync { versions, all } => sync::run(&engine, &context, versions, all).await,
-            Errand::CleanUp { node } => by_hand::clean_up(&engine, &context, &node).await,
-            Errand::Topics { limit, after } => {
-                by_hand::topics(&engine, &context, limit, after).await
+    async move {
+        let work = async {
+            match errand {
+                Errand::Sync { versions, all } => sync::run(&engine, &context, versions, all).await,
+                Errand::CleanUp { node } => by_hand::clean_up(&engine, &context, &node).await,
+                Errand::Topics { limit, after } => {
+                    by_hand::topics(&engine, &context, limit, after).await
+                }
             }
+        };
+        let result = tokio::time::timeout_at(deadline.into(), work).await;
+        waiter.answer(result.unwrap_or(Err(Error::Timeout)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::config::Config;
+
+    struct Reply(mpsc::Sender<Result<Answer, Error>>);
+
+    impl Responder for Reply {
+        fn respond(self: Box<Self>, result: Result<Answer, Error>) {
+            self.0.send(result).unwrap_or_default();
         }
-    };
-    let result = tokio::time::timeout_at(deadline.into(), work).await;
-    waiter.answer(result.unwrap_or(Err(Error::Timeout)));
+
+        fn is_abandoned(&self) -> bool {
+            false
+        }
+    }
+
+    /// As when the runtime ends between the call and its turn.
+    #[test]
+    fn an_errand_that_never_runs_is_answered() {
+        let (sender, receiver) = mpsc::channel();
+        let context = Context::new(&Config::default(), Vec::new(), Arc::default());
+        let errand = Errand::Topics {
+            limit: 1,
+            after: None,
+        };
+        let responder = Box::new(Reply(sender));
+        let work = run(
+            Weak::new(),
+            Arc::new(context),
+            errand,
+            Instant::now(),
+            responder,
+        );
+        drop(work);
+        assert_eq!(receiver.try_recv(), Ok(Err(Error::Stopped)));
+    }
 }

@@ -86,6 +86,8 @@ pub(super) struct Follower {
     /// Entries to ask for.
     most: usize,
     last_news: Instant,
+    /// Redis has refused what was asked last.
+    is_refused: bool,
     pub(super) next_renewal: Instant,
     pub(super) deaths: lease::Deaths,
 }
@@ -107,6 +109,7 @@ impl Follower {
             to_assert: VecDeque::new(),
             most: 32,
             last_news: now,
+            is_refused: false,
             next_renewal: now,
             deaths: lease::Deaths::default(),
         }
@@ -123,16 +126,30 @@ impl Follower {
     async fn run(mut self) {
         while self.engine.strong_count() > 0 {
             match self.round().await {
-                Ok(true) => {}
-                Ok(false) => self.pause().await,
+                Ok(more) => {
+                    self.is_refused = false;
+                    if !more {
+                        self.pause().await;
+                    }
+                }
                 Err(Error::Stopped) => return,
                 Err(error) => {
-                    tracing::debug!(shard = self.shard, ?error, "the feed can't be read");
+                    self.note_failure(&error);
                     self.deaths.restart();
                     self.state().lease().steady_since = Instant::now();
                     sleep(PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// That Redis is away others say; that it refuses is to be known, for all matches ask Redis then.
+    fn note_failure(&mut self, error: &Error) {
+        if let Error::Redis { code, text } = error {
+            if !self.is_refused {
+                tracing::warn!(shard = self.shard, %code, %text, "the routes can't be kept in memory");
+            }
+            self.is_refused = true;
         }
     }
 

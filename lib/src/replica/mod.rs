@@ -212,6 +212,7 @@ impl Replica {
     /// Whether this node's lease is held on every shard: what other nodes have been told that all nodes know, this one
     /// knows.
     pub fn is_leased(&self) -> bool {
+        self.want();
         let now = Instant::now();
         let shards = self.shards();
         !shards.is_empty() && shards.iter().all(|shard| self.is_leased_on(shard, now))

@@ -33,12 +33,17 @@ for i = 1, #page, 2 do
     key = filter == 'wildcards' and '%77ildcards' or string.gsub(filter, '%%', '%%25')
   end
   key = ARGV[2] .. key
-  local count = redis.call(is_routes and 'SCARD' or 'HLEN', key)
+  local count = redis.pcall(is_routes and 'SCARD' or 'HLEN', key)
+  -- A value of another type, which is moved away when the filter is used, holds nobody up.
+  local is_foreign = type(count) == 'table' and string.find(count.err, 'WRONGTYPE', 1, true)
+  if type(count) == 'table' and not is_foreign then return count end
   -- A slot on its way: fails the script where the key has yet to come.
   if count == 0 then is_missing(key, index) end
   local size = #reply
   reply[size + 1] = filter
-  if count > tonumber(ARGV[5]) then
+  if is_foreign then
+    reply[size + 2] = 0
+  elseif count > tonumber(ARGV[5]) then
     reply[size + 2] = -1
   else
     local members = redis.call(is_routes and 'SMEMBERS' or 'HGETALL', key)

@@ -6,7 +6,7 @@
 
 -compile([export_all, nowarn_export_all]).
 
--define(SECONDS, "40").
+-define(SECONDS, "30").
 
 suite() ->
     [{timetrap, {minutes, 5}}].

@@ -4,7 +4,7 @@
 
 -export([client_id/2, message_id/2, binaries/2, count/2, topic/2, node_name/2, config/2]).
 -export([options/3, settings/2]).
--export([tuples/3]).
+-export([tuples/3, limit/2, version/2, topics_cursor/2]).
 -export([message/2, messages/2, command/2, commands/2]).
 -export([format_error/2]).
 
@@ -140,6 +140,34 @@ word(Word) when is_list(Word) -> iolist_to_binary(Word);
 word(Word) when is_integer(Word) -> integer_to_binary(Word);
 word(Word) when is_atom(Word) -> atom_to_binary(Word, utf8);
 word(Word) when is_float(Word) -> list_to_binary(io_lib:format("~w", [Word])).
+
+-spec limit(pos_integer(), pos_integer()) -> pos_integer().
+limit(_Position, Limit) when is_integer(Limit), Limit > 0, Limit =< ?MAX_TTL -> Limit;
+limit(Position, _) -> bad(Position, "not an integer from 1 to 4294967295").
+
+%% What a change answered.
+-spec version(pos_integer(), term()) -> [{non_neg_integer(), non_neg_integer()}].
+version(Position, Version) ->
+    try [true = is_place(Place) || Place <- Version] of
+        _ -> Version
+    catch
+        error:_ -> bad(Position, "not a version that a change with the option version has answered")
+    end.
+
+is_place({Shard, Version}) ->
+    is_integer(Shard) andalso Shard >= 0 andalso Shard < 65536 andalso
+        is_integer(Version) andalso Version >= 0.
+
+%% What a listing answered.
+-spec topics_cursor(pos_integer(), term()) -> start | {non_neg_integer(), binary(), binary()}.
+topics_cursor(_Position, start) ->
+    start;
+topics_cursor(_Position, Cursor = {Shard, Filter, Score}) when
+    is_integer(Shard), Shard >= 0, Shard < 65536, is_binary(Filter), is_binary(Score)
+->
+    Cursor;
+topics_cursor(Position, _) ->
+    bad(Position, "neither start nor a cursor that topics/2 has answered").
 
 %% A list whose elements `Check' answers checked, or `false'.
 -spec tuples(pos_integer(), [tuple()], fun((term()) -> tuple() | false)) -> [tuple()].

@@ -99,7 +99,8 @@ topics_async() -> emqx_redis_request:async({topics}, undefined).
 -spec topics(Limit :: pos_integer(), start | topics_cursor()) ->
     {ok, {[filter()], topics_cursor() | done}} | error().
 topics(Limit, Cursor) ->
-    emqx_redis_request:errand({topics, emqx_redis_args:count(1, Limit), Cursor}, undefined).
+    Arguments = {topics, emqx_redis_args:limit(1, Limit), emqx_redis_args:topics_cursor(2, Cursor)},
+    emqx_redis_request:errand(Arguments, undefined).
 
 %% Waits until this node has applied the change that answered `Version': a match sees it.
 -spec sync(version()) -> ok | error().
@@ -111,7 +112,7 @@ sync(Version) -> sync(Version, #{}).
 -spec sync(version(), #{nodes => this | all, timeout => timeout()}) -> ok | error().
 sync(Version, Opts) ->
     [Nodes, Timeout] = emqx_redis_args:options(2, Opts, [nodes, timeout]),
-    emqx_redis_request:errand({sync, Version, Nodes =:= all}, Timeout).
+    emqx_redis_request:errand({sync, emqx_redis_args:version(1, Version), Nodes =:= all}, Timeout).
 
 %% Whether this node holds its lease: all that others were told that every node knows, it knows.
 -spec is_leased() -> boolean().

@@ -5,6 +5,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use crate::config::Durability;
 use crate::context::Context;
@@ -156,6 +157,17 @@ pub trait Responder: Send {
 
     /// Whether nobody waits any more.
     fn is_abandoned(&self) -> bool;
+}
+
+/// For whoever waits within the library.
+impl Responder for oneshot::Sender<Result<Answer, Error>> {
+    fn respond(self: Box<Self>, result: Result<Answer, Error>) {
+        let _ = self.send(result);
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.is_closed()
+    }
 }
 
 /// An operation on its way, and the certainty that it is answered exactly once.

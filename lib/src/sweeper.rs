@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::metrics::Counter;
-use crate::request::{Answer, Operation, Request, Responder};
+use crate::request::{Answer, Operation, Request};
 use crate::resp::Frame;
 use crate::slots::SLOTS;
 
@@ -31,18 +31,6 @@ const SLICE: u64 = 50;
 const TURNS: u16 = 16;
 /// For one look.
 const DEADLINE: Duration = Duration::from_secs(5);
-
-struct Reply(oneshot::Sender<Result<Answer, Error>>);
-
-impl Responder for Reply {
-    fn respond(self: Box<Self>, result: Result<Answer, Error>) {
-        let _ = self.0.send(result);
-    }
-
-    fn is_abandoned(&self) -> bool {
-        self.0.is_closed()
-    }
-}
 
 /// Sweeps until the engine is gone.
 pub(crate) async fn run(engine: Weak<Engine>) {
@@ -113,7 +101,7 @@ fn with<T>(engine: &Weak<Engine>, use_it: impl FnOnce(&Engine) -> T) -> Option<T
 async fn ask(engine: &Weak<Engine>, operation: Box<dyn Operation>) -> Option<Answer> {
     let (sender, receiver) = oneshot::channel();
     let deadline = Instant::now() + DEADLINE;
-    let request = Request::new(operation, deadline, Box::new(Reply(sender)));
+    let request = Request::new(operation, deadline, Box::new(sender));
     engine.upgrade()?.submit(request).ok()?;
     match receiver.await.ok()? {
         Ok(answer) => Some(answer),

@@ -400,6 +400,19 @@ fn values_out_of_range_are_refused() {
             "1 to 4294967295 seconds",
         );
     }
+    for (key, value, found, expected) in [
+        (
+            "when_out_of_sync",
+            text("nothing"),
+            "\"nothing\"",
+            "redis or stale",
+        ),
+        ("lease_timeout", text("4s"), "\"4s\"", "5s"),
+        ("lease_timeout", text("2h"), "\"2h\"", "1h"),
+    ] {
+        let tree = map([("routes", map([(key, value)]))]);
+        assert_error(&tree, BadValue, &format!("routes.{key}"), found, expected);
+    }
     for (key, value, found) in [
         ("max_inflight", Value::Int(0), "0"),
         ("max_inflight_bytes", text("1kB"), "\"1kB\""),

@@ -94,7 +94,10 @@ impl Node {
 
     fn count(&self, space: Space) -> usize {
         let status = self.engine.context().replica.status();
-        let counts = status.iter().map(|it| match space {
+        let sizes = status
+            .iter()
+            .map(|it| it.sizes.as_ref().expect("a free table"));
+        let counts = sizes.map(|it| match space {
             Space::Routes => it.routes,
             Space::Subscriptions => it.subscriptions,
         });

@@ -42,13 +42,23 @@ impl Table {
     }
 
     fn change(&mut self, filter: &str, node: &str, adds: bool) -> RedisResult<u8> {
+        self.change_with(filter, node, adds, b"")
+    }
+
+    fn change_with(
+        &mut self,
+        filter: &str,
+        node: &str,
+        adds: bool,
+        proof: &[u8],
+    ) -> RedisResult<u8> {
         let filter = parse_filter(filter.as_bytes()).expect("a valid filter");
         self.now += 1;
         let change = Change {
             space: Space::Routes,
             adds: adds.then_some(b""),
             destination: node.as_bytes(),
-            proof: b"",
+            proof,
         };
         let stamp = Stamp {
             micros: self.now as i64 * 1000,
@@ -553,4 +563,47 @@ fn filters_that_branch_at_each_level_all_match() {
         table.delete(filter, "n1");
     }
     assert_eq!(table.key_count(), 0);
+}
+
+/// Who purges a node that he takes for dead does not purge one that has come back, even between two deletions.
+#[test]
+fn only_what_is_dead_is_purged() {
+    let server = RedisServer::start();
+    let mut table = Table::new(&server, "");
+    let leases = table.keys.leases(0);
+    let _: u8 = table.command(&[b"HSET", &leases, b"n1", b"life1 7", b"n1|beat", b"40"]);
+    for filter in ["a/+", "a/b", "a/c"] {
+        assert!(table.add(filter, "n1"));
+    }
+    assert_eq!(table.change_with("a/+", "n1", false, b"40"), Ok(1));
+    // A route that the node adds for itself proves it alive; that of another life, or of somebody else, does not.
+    assert_eq!(table.change_with("a/d", "n1", true, b"life0"), Ok(1));
+    assert!(table.add("a/e", "n1"));
+    let beat: u64 = table.command(&[b"HGET", &leases, b"n1|beat"]);
+    assert_eq!(beat, 40);
+    assert_eq!(table.change_with("a/f", "n1", true, b"life1"), Ok(1));
+    let beat: u64 = table.command(&[b"HGET", &leases, b"n1|beat"]);
+    assert_eq!(beat, 41);
+    let before = table.dump();
+    assert_eq!(table.change_with("a/b", "n1", false, b"40"), Ok(2));
+    assert_eq!(table.dump(), before, "nothing is deleted any more");
+    assert_eq!(table.matching("a/b"), [route("a/b", "n1")]);
+}
+
+/// What Redis has lost is not added again by a node whose name a later start has.
+#[test]
+fn an_earlier_life_adds_nothing_again() {
+    let server = RedisServer::start();
+    let mut table = Table::new(&server, "");
+    assert_eq!(
+        table.change_with("a/a", "n1", true, b"=life0"),
+        Ok(1),
+        "no lease"
+    );
+    let leases = table.keys.leases(0);
+    let _: u8 = table.command(&[b"HSET", &leases, b"n1", b"life1 7", b"n1|beat", b"40"]);
+    let before = table.dump();
+    assert_eq!(table.change_with("a/b", "n1", true, b"=life0"), Ok(2));
+    assert_eq!(table.dump(), before);
+    assert_eq!(table.change_with("a/b", "n1", true, b"=life1"), Ok(1));
 }

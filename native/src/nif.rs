@@ -20,7 +20,7 @@ use crate::{atoms, codec, config_term, log, status};
 /// A request that takes more bytes than that is encoded on a dirty scheduler.
 const SCHEDULER_BUDGET: usize = 32 * 1024;
 /// How long `infinity` is.
-pub(crate) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often the engine looks whether its owner lives.
 const OWNER_CHECK: Duration = Duration::from_millis(500);
 
@@ -215,12 +215,7 @@ fn submit_within<'a>(
         Ok([timeout, level]) => (*timeout, Some(request::durability(*level)?)),
         _ => (timeout, None),
     };
-    let timeout = match timeout.decode::<u64>() {
-        Ok(millis) => Duration::from_millis(millis).min(FOREVER),
-        Err(_) if timeout == atoms::infinity().to_term(env) => FOREVER,
-        Err(_) if timeout == atoms::undefined().to_term(env) => engine.request_timeout(),
-        Err(error) => return Err(error),
-    };
+    let timeout = decode_timeout(engine, timeout)?;
     let operation = match request::decode(operation, budget) {
         Ok(operation) => operation,
         Err(Refusal::OverBudget) => return Ok(atoms::over_budget().to_term(env)),
@@ -234,6 +229,17 @@ fn submit_within<'a>(
         Ok(number) => number.encode(env),
         Err(error) => (atoms::error(), encode_error(env, &error)).encode(env),
     })
+}
+
+/// Milliseconds, `infinity`, or `undefined` for what the configuration says.
+pub(crate) fn decode_timeout(engine: &Engine, timeout: Term<'_>) -> NifResult<Duration> {
+    let env = timeout.get_env();
+    match timeout.decode::<u64>() {
+        Ok(millis) => Ok(Duration::from_millis(millis).min(FOREVER)),
+        Err(_) if timeout == atoms::infinity().to_term(env) => Ok(FOREVER),
+        Err(_) if timeout == atoms::undefined().to_term(env) => Ok(engine.request_timeout()),
+        Err(error) => Err(error),
+    }
 }
 
 /// `cancel(Number)`: has the request answered at once, unless it is answered already.

@@ -1,6 +1,6 @@
 //! Matching in memory: the answer is there when the NIF returns.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use emqx_redis_core::engine::Engine;
@@ -13,7 +13,7 @@ use rustler::{Atom, Binary, Encoder, Env, NifResult, Term};
 
 use crate::codec::{self, make_atom};
 use crate::error_term::binary;
-use crate::nif::{engine, with_engine, FOREVER};
+use crate::nif::{decode_timeout, engine, with_engine};
 use crate::reply::Caller;
 use crate::{atoms, request};
 
@@ -110,11 +110,7 @@ fn errand<'a>(
     let Some(engine) = engine() else {
         return Ok(atoms::stopped().to_term(env));
     };
-    let timeout = match timeout.decode::<u64>() {
-        Ok(millis) => Duration::from_millis(millis).min(FOREVER),
-        Err(_) if timeout == atoms::infinity().to_term(env) => FOREVER,
-        Err(_) => engine.request_timeout(),
-    };
+    let timeout = decode_timeout(&engine, timeout)?;
     let errand = decode_errand(env, what)?;
     let caller = Box::new(Caller::new(env.pid(), reference));
     engine.run_errand(errand, Instant::now() + timeout, caller);

@@ -135,7 +135,8 @@ fn server<'a>(env: Env<'a>, link: &LinkStatus) -> Term<'a> {
     }
 }
 
-/// The routes in memory, shard by shard; an empty list until they are used.
+/// The routes in memory, shard by shard; an empty list until they are used. Without their number and size where they are
+/// being changed this very moment.
 fn routes<'a>(env: Env<'a>, engine: &Engine) -> Vec<Term<'a>> {
     let shards = engine.context().replica.status();
     let row = |(shard, status): (usize, &ShardStatus)| {
@@ -150,9 +151,14 @@ fn routes<'a>(env: Env<'a>, engine: &Engine) -> Vec<Term<'a>> {
             None => put(env, map, "age_ms", atoms::undefined()),
         };
         let map = put(env, map, "leased", status.leased);
-        let map = put(env, map, "routes", status.routes as u64);
-        let map = put(env, map, "subscriptions", status.subscriptions as u64);
-        put(env, map, "memory", status.memory as u64)
+        match &status.sizes {
+            Some(sizes) => {
+                let map = put(env, map, "routes", sizes.routes as u64);
+                let map = put(env, map, "subscriptions", sizes.subscriptions as u64);
+                put(env, map, "memory", sizes.memory as u64)
+            }
+            None => map,
+        }
     };
     shards.iter().enumerate().map(row).collect()
 }

@@ -1,5 +1,6 @@
 //! Questions of the replica to a route shard, through the engine like every other request.
 
+use std::ops::Range;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::metrics::OperationKind;
 use crate::outcome::{script_reply, TypedKeys};
-use crate::request::{Affinity, Answer, Operation, Request, Responder, Step};
+use crate::request::{Affinity, Answer, Operation, Request, Step};
 use crate::resp::{Commands, Frame};
 use crate::route_scripts::ScriptCall;
 use crate::router;
@@ -78,18 +79,6 @@ impl Operation for Ask {
     }
 }
 
-struct Reply(oneshot::Sender<Result<Answer, Error>>);
-
-impl Responder for Reply {
-    fn respond(self: Box<Self>, result: Result<Answer, Error>) {
-        let _ = self.0.send(result);
-    }
-
-    fn is_abandoned(&self) -> bool {
-        self.0.is_closed()
-    }
-}
-
 /// Asks a shard.
 pub(super) async fn ask(
     engine: &Weak<Engine>,
@@ -110,13 +99,18 @@ pub(super) async fn submit(
     operation: Box<dyn Operation>,
 ) -> Result<Answer, Error> {
     let (sender, receiver) = oneshot::channel();
-    let request = Request::new(
-        operation,
-        Instant::now() + DEADLINE,
-        Box::new(Reply(sender)),
-    );
+    let request = Request::new(operation, Instant::now() + DEADLINE, Box::new(sender));
     let engine = engine.upgrade().ok_or(Error::Stopped)?;
     engine.submit_internal(request)?;
     drop(engine);
     receiver.await.unwrap_or(Err(Error::Stopped))
+}
+
+/// The route shards. In a cluster their number is known once a request has found its way.
+pub(super) async fn find_shards(
+    engine: &Weak<Engine>,
+    context: &Context,
+) -> Result<Range<u16>, Error> {
+    ask(engine, 0, |_| Question::Command(vec!["TIME".into()])).await?;
+    Ok(context.keys.shards())
 }

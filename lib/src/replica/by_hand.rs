@@ -4,7 +4,7 @@ use std::sync::Weak;
 
 use bytes::Bytes;
 
-use super::ask::{ask, submit, Question};
+use super::ask::{ask, find_shards, submit};
 use super::errand::TopicsCursor;
 use super::pages::{page_call, Pages};
 use crate::context::Context;
@@ -18,12 +18,6 @@ use crate::router::Changes;
 /// Filters listed by one script.
 const LISTED: usize = 500;
 
-/// In a cluster the number of shards is known once a request has found its way.
-async fn shards(engine: &Weak<Engine>, context: &Context) -> Result<std::ops::Range<u16>, Error> {
-    ask(engine, 0, |_| Question::Command(vec!["TIME".into()])).await?;
-    Ok(context.keys.shards())
-}
-
 /// Deletes the routes of a node, as Redis holds them. Of this node those stay that it wants.
 pub(super) async fn clean_up(
     engine: &Weak<Engine>,
@@ -32,7 +26,7 @@ pub(super) async fn clean_up(
 ) -> Result<Answer, Error> {
     let is_own = node == context.node;
     let mut deleted = 0;
-    for shard in shards(engine, context).await? {
+    for shard in find_shards(engine, context).await? {
         let mut pages = Pages::of_routes();
         while !pages.is_over() {
             let page = pages.next(engine, shard).await?;
@@ -60,7 +54,7 @@ pub(super) async fn topics(
     limit: usize,
     after: Option<TopicsCursor>,
 ) -> Result<Answer, Error> {
-    let shards = shards(engine, context).await?;
+    let shards = find_shards(engine, context).await?;
     let (mut shard, mut last) = match after {
         Some((shard, member, score)) => (shard, Some((member, score))),
         None => (0, None),

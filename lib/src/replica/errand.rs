@@ -84,33 +84,21 @@ pub(crate) fn run(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use tokio::sync::oneshot;
 
     use super::*;
     use crate::config::Config;
 
-    struct Reply(mpsc::Sender<Result<Answer, Error>>);
-
-    impl Responder for Reply {
-        fn respond(self: Box<Self>, result: Result<Answer, Error>) {
-            self.0.send(result).unwrap_or_default();
-        }
-
-        fn is_abandoned(&self) -> bool {
-            false
-        }
-    }
-
     /// As when the runtime ends between the call and its turn.
     #[test]
     fn an_errand_that_never_runs_is_answered() {
-        let (sender, receiver) = mpsc::channel();
+        let (sender, mut receiver) = oneshot::channel();
         let context = Context::new(&Config::default(), Vec::new(), Arc::default());
         let errand = Errand::Topics {
             limit: 1,
             after: None,
         };
-        let responder = Box::new(Reply(sender));
+        let responder = Box::new(sender);
         let work = run(
             Weak::new(),
             Arc::new(context),

@@ -5,6 +5,7 @@
 //! of routes: a node without any asks for nothing.
 
 mod ask;
+mod assertion;
 mod by_hand;
 mod errand;
 pub mod feed;
@@ -12,6 +13,8 @@ mod follow;
 mod lease;
 mod own;
 mod pages;
+mod purge;
+mod reading;
 pub mod state;
 mod sync;
 pub mod tables;
@@ -92,7 +95,14 @@ pub struct ShardStatus {
     pub age: Option<Duration>,
     /// Whether this node's lease is held.
     pub leased: bool,
-    /// Routes and subscriptions.
+    /// How large the tables are; unknown while they are being changed.
+    pub sizes: Option<Sizes>,
+}
+
+/// How large the tables of a shard are.
+#[derive(Debug, Clone)]
+pub struct Sizes {
+    /// Routes to nodes.
     pub routes: usize,
     /// Subscriptions of persistent clients.
     pub subscriptions: usize,
@@ -229,20 +239,20 @@ impl Replica {
         let status = |shard: &Shard| {
             let caught_up = shard.caught_up.load(Relaxed);
             let age = self.micros(now).saturating_sub(caught_up);
-            let tables = shard
-                .tables
-                .read()
-                .unwrap_or_else(|broken| broken.into_inner());
-            let (routes, subscriptions) =
-                (tables.of(Space::Routes), tables.of(Space::Subscriptions));
+            let sizes = tables::try_read(&shard.tables).map(|tables| {
+                let (routes, clients) = (tables.of(Space::Routes), tables.of(Space::Subscriptions));
+                Sizes {
+                    routes: routes.routes(),
+                    subscriptions: clients.routes(),
+                    memory: routes.memory() + clients.memory(),
+                }
+            });
             ShardStatus {
                 version: Some(*shard.position.borrow()).filter(|version| *version > 0),
                 in_sync: self.in_sync(shard, now),
                 age: (caught_up > 0).then(|| Duration::from_micros(age)),
                 leased: self.is_leased_on(shard, now),
-                routes: routes.routes(),
-                subscriptions: subscriptions.routes(),
-                memory: routes.memory() + subscriptions.memory(),
+                sizes,
             }
         };
         self.shards().iter().map(status).collect()

@@ -1,6 +1,7 @@
 //! The routes that this node added for itself: what it adds again where Redis has lost them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard};
 
 /// The filters, each with what was last asked for. It outlives an engine that ends by a fault, since nobody adds its
@@ -10,7 +11,8 @@ pub struct Own(Mutex<Marks>);
 
 #[derive(Debug, Default)]
 struct Marks {
-    filters: HashMap<Box<[u8]>, Mark>,
+    /// In order, so that they can be gone through in slices: schedulers wait for the lock.
+    filters: BTreeMap<Box<[u8]>, Mark>,
     last: u64,
 }
 
@@ -91,11 +93,18 @@ impl Own {
         marks.filters.get(filter).is_some_and(|mark| mark.wanted)
     }
 
-    /// The filters whose routes are to be there.
-    pub fn wanted(&self) -> Vec<Vec<u8>> {
+    /// A slice of the filters whose routes are to be there, from behind `after` on, and whether it was the last.
+    pub fn wanted(&self, after: Option<&[u8]>, most: usize) -> (Vec<Vec<u8>>, bool) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let marks = self.marks();
-        let wanted = marks.filters.iter().filter(|(_, mark)| mark.wanted);
-        wanted.map(|(filter, _)| filter.to_vec()).collect()
+        let rest = marks.filters.range::<[u8], _>((from, Bound::Unbounded));
+        let wanted = rest.filter(|(_, mark)| mark.wanted);
+        let slice: Vec<Vec<u8>> = wanted
+            .take(most)
+            .map(|(filter, _)| filter.to_vec())
+            .collect();
+        let is_last = slice.len() < most;
+        (slice, is_last)
     }
 
     /// Forgets all: the storage was stopped.
@@ -116,7 +125,7 @@ mod tests {
         own.ended(b"a", &add, Outcome::Done);
         assert!(!own.wants(b"a"), "a deletion is on its way");
         own.ended(b"a", &delete, Outcome::Unknown);
-        assert!(own.wanted().is_empty() && own.marks().filters.is_empty());
+        assert!(own.marks().filters.is_empty());
     }
 
     #[test]
@@ -131,5 +140,28 @@ mod tests {
         let again = own.submitted(b"a", true);
         own.ended(b"a", &again, Outcome::Unknown);
         assert!(own.wants(b"a"), "it was there before");
+    }
+
+    #[test]
+    fn all_are_found_in_slices() {
+        let own = Own::default();
+        for number in 0..10 {
+            let filter = format!("a/{number}").into_bytes();
+            let add = own.submitted(&filter, true);
+            own.ended(&filter, &add, Outcome::Done);
+        }
+        let delete = own.submitted(b"a/3", false);
+        let mut found = Vec::new();
+        loop {
+            let after = found.last().cloned();
+            let (slice, is_last) = own.wanted(after.as_deref(), 4);
+            found.extend(slice);
+            if is_last {
+                break;
+            }
+        }
+        own.ended(b"a/3", &delete, Outcome::Done);
+        let digits: Vec<u8> = found.iter().map(|filter| filter[2]).collect();
+        assert_eq!(digits, b"012456789");
     }
 }

@@ -4,8 +4,7 @@
 //! place in the feed (a change of this node, a page of the table) is noted as a checkpoint, and must turn out to lie on
 //! the way: after a fail-over the feed may go on from a place before it, with other entries under the same versions.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -35,7 +34,6 @@ pub struct State {
     passed: VecDeque<Position>,
     /// Since when something was told that may be of another history: a poll after that decides.
     doubted: Option<Instant>,
-    hasher: RandomState,
 }
 
 enum Mode {
@@ -50,9 +48,6 @@ enum Mode {
 #[derive(Default)]
 struct Fresh {
     tables: Tables,
-    /// What the feed has changed since the reading began: of these a page may know less. By their hashes: a
-    /// collision with another one would leave that out, so they have 64 bits of a keyed hash.
-    touched: HashSet<u64>,
     /// All pages are read; from when on.
     is_whole: Option<Instant>,
 }
@@ -93,7 +88,6 @@ impl Default for State {
             checkpoints: BTreeMap::new(),
             passed: VecDeque::new(),
             doubted: None,
-            hasher: RandomState::new(),
         }
     }
 }
@@ -201,7 +195,7 @@ impl State {
     }
 
     /// Takes in what a page of the table, read when the feed stood at `at`, says of one destination each. The poll
-    /// before it was answered before it was asked for.
+    /// before it was answered before it was asked for, so that the page knows all that the table does.
     pub fn page<'a>(
         &mut self,
         elements: impl Iterator<Item = Element<'a>>,
@@ -212,17 +206,12 @@ impl State {
             return Ok(());
         };
         for element in elements {
-            let touched =
-                self.hasher
-                    .hash_one((element.space, element.filter, element.destination));
-            if !fresh.touched.contains(&touched) {
-                fresh.tables.add(
-                    element.space,
-                    element.filter,
-                    element.destination,
-                    element.options,
-                );
-            }
+            fresh.tables.add(
+                element.space,
+                element.filter,
+                element.destination,
+                element.options,
+            );
         }
         if let Some(at) = at {
             if at.version < position.version || at.version == position.version && at != *position {
@@ -269,8 +258,6 @@ impl State {
                 for entry in entries {
                     if let Some(change) = &entry.change {
                         fresh.tables.apply(change);
-                        let key = (change.space, &change.filter[..], &change.destination[..]);
-                        fresh.touched.insert(self.hasher.hash_one(key));
                     }
                 }
                 if let Some(last) = entries.last() {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use crossbeam_utils::sync::ShardedLock;
+use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard};
 
 use super::feed::FeedChange;
 use crate::route_scripts::Space;
 use crate::table::Table;
 use crate::topic::parse_filter;
 
-/// Attempts to write without making readers wait.
+/// Attempts to get the lock without waiting for it.
 const ATTEMPTS: u32 = 200;
 
 /// Both tables of a shard.
@@ -82,4 +82,15 @@ pub fn write<T>(tables: &ShardedLock<Tables>, change: impl FnOnce(&mut Tables) -
         }
     }
     change(&mut tables.write().unwrap_or_else(|broken| broken.into_inner()))
+}
+
+/// For a scheduler, which may not wait for a writer: reads, unless it meets one for longer than a slice takes.
+pub fn try_read(tables: &ShardedLock<Tables>) -> Option<ShardedLockReadGuard<'_, Tables>> {
+    (0..ATTEMPTS).find_map(|_| {
+        let tables = tables.try_read().ok();
+        if tables.is_none() {
+            std::thread::yield_now();
+        }
+        tables
+    })
 }

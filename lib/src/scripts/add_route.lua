@@ -31,8 +31,7 @@ if is_bound == '=' and lease and not beats then return {2, version, nonce} end
 local write_trie
 if #KEYS > 4 then
   redis.call('ZSCORE', KEYS[5], ARGV[8])
-  redis.call('SISMEMBER', KEYS[7], ARGV[8])
-  write_trie = trie_add(KEYS[6], ARGV[9])
+  write_trie = trie_join(KEYS[6], KEYS[7], ARGV[8], ARGV[9])
   if not write_trie then return redis.error_reply('WRONGTYPE trie is damaged') end
 end
 
@@ -45,7 +44,6 @@ if changes then
 end
 if write_trie then
   write_trie()
-  redis.call('SADD', KEYS[7], ARGV[8])
   redis.call('ZADD', KEYS[5], 'NX', now, ARGV[8])
 end
 if not indexed then redis.call('ZADD', KEYS[2], now, filter) end

@@ -22,8 +22,7 @@ local version, nonce = feed_head(feed)
 
 local write_trie
 if #KEYS > 3 then
-  redis.call('SISMEMBER', KEYS[5], filter)
-  write_trie = trie_add(KEYS[4], ARGV[8])
+  write_trie = trie_join(KEYS[4], KEYS[5], filter, ARGV[8])
   if not write_trie then return redis.error_reply('WRONGTYPE trie is damaged') end
 end
 
@@ -35,10 +34,7 @@ if changes then
     feed_append(feed, version, nonce, ARGV[5], ARGV[4], ARGV[6], '+s', filter, client, options, count)
   if failure then return failure end
 end
-if write_trie then
-  write_trie()
-  redis.call('SADD', KEYS[5], filter)
-end
+if write_trie then write_trie() end
 if not indexed then redis.call('ZADD', KEYS[2], now, filter) end
 redis.call('HSET', KEYS[1], client, options)
 return {changes and 1 or 0, version, nonce}

@@ -28,21 +28,17 @@ if ARGV[7] ~= '' and (redis.call('HGET', KEYS[4], node .. '|beat') or '') ~= ARG
   return {2, version, nonce}
 end
 
-local prune_trie
+local leave_trie
 if #KEYS > 4 then
   redis.call('ZSCORE', KEYS[5], ARGV[8])
-  prune_trie = nothing
-  if redis.call('SCARD', KEYS[7]) == redis.call('SISMEMBER', KEYS[7], ARGV[8]) then
-    prune_trie = trie_prune(KEYS[6], ARGV[9])
-    if not prune_trie then return redis.error_reply('WRONGTYPE trie is damaged') end
-  end
+  leave_trie = trie_leave(KEYS[6], KEYS[7], ARGV[8], ARGV[9])
+  if not leave_trie then return redis.error_reply('WRONGTYPE trie is damaged') end
 end
 
 redis.call('SREM', KEYS[1], node)
-if prune_trie then
-  redis.call('SREM', KEYS[7], ARGV[8])
+if leave_trie then
   redis.call('ZREM', KEYS[5], ARGV[8])
-  prune_trie()
+  leave_trie()
 end
 if left == 0 then
   redis.call('ZREM', KEYS[2], filter)

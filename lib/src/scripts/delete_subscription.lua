@@ -22,20 +22,14 @@ local left = redis.call('HLEN', KEYS[1]) - known
 local indexed = redis.call('ZSCORE', KEYS[2], filter)
 local version, nonce = feed_head(feed)
 
-local prune_trie
+local leave_trie
 if #KEYS > 3 and left == 0 then
-  prune_trie = nothing
-  if redis.call('SCARD', KEYS[5]) == redis.call('SISMEMBER', KEYS[5], filter) then
-    prune_trie = trie_prune(KEYS[4], ARGV[8])
-    if not prune_trie then return redis.error_reply('WRONGTYPE trie is damaged') end
-  end
+  leave_trie = trie_leave(KEYS[4], KEYS[5], filter, ARGV[8])
+  if not leave_trie then return redis.error_reply('WRONGTYPE trie is damaged') end
 end
 
 redis.call('HDEL', KEYS[1], client)
-if prune_trie then
-  redis.call('SREM', KEYS[5], filter)
-  prune_trie()
-end
+if leave_trie then leave_trie() end
 if left == 0 then
   redis.call('ZREM', KEYS[2], filter)
 elseif not indexed then

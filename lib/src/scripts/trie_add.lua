@@ -62,3 +62,13 @@ local function trie_add(trie, real)
     end
   end
 end
+
+-- The same for one of several members that have that real filter, which the set `members` holds.
+local function trie_join(trie, members, member, real)
+  redis.call('SISMEMBER', members, member)
+  local write = trie_add(trie, real)
+  return write and function()
+    write()
+    redis.call('SADD', members, member)
+  end
+end

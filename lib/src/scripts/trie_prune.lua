@@ -53,3 +53,16 @@ local function trie_prune(trie, real)
     end
   end
 end
+
+-- The same for one of several members that have that real filter, which the set `members` holds: the last one takes it
+-- out of the trie. What takes no memory is written first.
+local function trie_leave(trie, members, member, real)
+  local prune = nothing
+  if redis.call('SCARD', members) == redis.call('SISMEMBER', members, member) then
+    prune = trie_prune(trie, real)
+  end
+  return prune and function()
+    redis.call('SREM', members, member)
+    prune()
+  end
+end

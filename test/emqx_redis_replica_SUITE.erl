@@ -78,7 +78,9 @@ end_per_testcase(_Case, _Config) ->
 start(Config, Settings) ->
     All = Settings#{routes => #{lease_timeout => ?LEASE_TIMEOUT}},
     ok = emqx_redis_storage:start(All),
+    %% It outlives the process that starts the group.
     Peer = start_peer(n2, All),
+    unlink(Peer),
     {ok, _} = ?ROUTER:match_routes(<<"a">>),
     {ok, _} = call(Peer, ?ROUTER, match_routes, [<<"a">>]),
     await(fun in_sync/0),
@@ -100,6 +102,15 @@ a_change_is_seen_everywhere(Config) ->
     ?assertEqual(Asked, asked_of_redis()),
     [{ok, _} = call(Peer, ?ROUTER, delete_route, [F, n2(), #{version => true}]) || F <- Filters],
     await(fun() -> matching(<<"e/1">>) =:= [] end),
+    %% Right after it is waited for.
+    [
+        begin
+            {ok, Version} = call(Peer, ?ROUTER, Change, [<<"e/2">>, n2(), #{version => true}]),
+            ok = ?ROUTER:sync(Version),
+            ?assertEqual(Expected, matching(<<"e/2">>))
+        end
+     || _ <- lists:seq(1, 20), {Change, Expected} <- [{add_route, [{<<"e/2">>, n2()}]}, {delete_route, []}]
+    ],
     %% How long a change of another node took.
     #{latency_us := #{feed_lag := #{count := Count, p50 := P50}}} = emqx_redis_storage:status(),
     ?assert(Count >= 8),
@@ -325,14 +336,13 @@ a_node_that_stands_still_loses_its_lease(Config) ->
     {Took, ok} = timed(fun() -> ?ROUTER:sync(First, #{nodes => all}) end),
     ?assert(Took < 1000),
     ?assertEqual([{<<"l/1">>, n1}], matching(Peer, <<"l/1">>)),
-    Pid = call(Peer, os, getpid, []),
-    _ = os:cmd("kill -STOP " ++ Pid),
-    {ok, Second} = ?ROUTER:add_route(<<"l/2">>, n1, #{version => true}),
-    ?assertEqual({error, timeout}, ?ROUTER:sync(Second, #{nodes => all, timeout => 500})),
-    {Waited, ok} = timed(fun() -> ?ROUTER:sync(Second, #{nodes => all, timeout => 15000}) end),
-    %% Until it is taken for dead.
-    ?assert(Waited > 3000),
-    _ = os:cmd("kill -CONT " ++ Pid),
+    while_stopped(Peer, fun() ->
+        {ok, Second} = ?ROUTER:add_route(<<"l/2">>, n1, #{version => true}),
+        ?assertEqual({error, timeout}, ?ROUTER:sync(Second, #{nodes => all, timeout => 500})),
+        {Waited, ok} = timed(fun() -> ?ROUTER:sync(Second, #{nodes => all, timeout => 15000}) end),
+        %% Until it is taken for dead.
+        ?assert(Waited > 3000)
+    end),
     %% It knows at once that it knows nothing; then it catches up, and its own routes are there though it was
     %% taken for dead.
     await(fun() -> matching(Peer, <<"l/2">>) =:= [{<<"l/2">>, n1}] end),
@@ -352,16 +362,15 @@ a_node_that_lags_loses_its_lease(Config) ->
     [ok = Other(emqx_redis_storage, start, [Patient]) || Other <- Others],
     {ok, _} = call(Peer, ?ROUTER, match_routes, [<<"x">>]),
     await(fun() -> ?ROUTER:is_leased() andalso call(Peer, ?ROUTER, is_leased, []) end),
-    Pid = call(Peer, os, getpid, []),
-    _ = os:cmd("kill -STOP " ++ Pid),
-    {ok, Version} = ?ROUTER:add_route(<<"l/3">>, n1, #{version => true}),
-    {Waited, ok} = timed(fun() -> ?ROUTER:sync(Version, #{nodes => all, timeout => 15000}) end),
-    ?assert(Waited >= 7000),
-    %% Nobody waits for it any more.
-    {ok, Next} = ?ROUTER:add_route(<<"l/4">>, n1, #{version => true}),
-    {Took, ok} = timed(fun() -> ?ROUTER:sync(Next, #{nodes => all}) end),
-    ?assert(Took < 2000),
-    _ = os:cmd("kill -CONT " ++ Pid),
+    while_stopped(Peer, fun() ->
+        {ok, Version} = ?ROUTER:add_route(<<"l/3">>, n1, #{version => true}),
+        {Waited, ok} = timed(fun() -> ?ROUTER:sync(Version, #{nodes => all, timeout => 15000}) end),
+        ?assert(Waited >= 7000),
+        %% Nobody waits for it any more.
+        {ok, Next} = ?ROUTER:add_route(<<"l/4">>, n1, #{version => true}),
+        {Took, ok} = timed(fun() -> ?ROUTER:sync(Next, #{nodes => all}) end),
+        ?assert(Took < 2000)
+    end),
     ?assertNot(call(Peer, ?ROUTER, is_leased, []) andalso matching(Peer, <<"l/4">>) =:= []),
     await(fun() -> call(Peer, ?ROUTER, is_leased, []) end),
     ?assertEqual([{<<"l/4">>, n1}], matching(Peer, <<"l/4">>)),
@@ -411,7 +420,7 @@ old_routes_rather_than_none(Config) ->
 
 start_peer(Name, Settings) ->
     Paths = lists:append([["-pa", Dir] || Dir <- code:get_path()]),
-    {ok, Peer, _Node} = peer:start(#{
+    {ok, Peer, _Node} = peer:start_link(#{
         name => Name,
         host => "127.0.0.1",
         longnames => true,
@@ -423,8 +432,19 @@ start_peer(Name, Settings) ->
 
 %% Without a chance to say anything.
 kill(Peer) ->
+    unlink(Peer),
     _ = os:cmd("kill -KILL " ++ call(Peer, os, getpid, [])),
     try peer:stop(Peer) catch exit:_ -> ok end.
+
+%% One that stays stopped would never end.
+while_stopped(Peer, Fun) ->
+    Pid = call(Peer, os, getpid, []),
+    _ = os:cmd("kill -STOP " ++ Pid),
+    try
+        Fun()
+    after
+        os:cmd("kill -CONT " ++ Pid)
+    end.
 
 peer_of(Config) -> proplists:get_value(peer, Config).
 

@@ -4,7 +4,7 @@
 
 -export([client_id/2, message_id/2, binaries/2, count/2, topic/2, node_name/2, config/2]).
 -export([options/3, settings/2]).
--export([tuples/3, limit/2, version/2, topics_cursor/2]).
+-export([tuples/4, limit/2, version/2, topics_cursor/2]).
 -export([message/2, messages/2, command/2, commands/2]).
 -export([format_error/2]).
 
@@ -169,14 +169,19 @@ topics_cursor(_Position, Cursor = {Shard, Filter, Score}) when
 topics_cursor(Position, _) ->
     bad(Position, "neither start nor a cursor that topics/2 has answered").
 
-%% A list whose elements `Check' answers checked, or `false'.
--spec tuples(pos_integer(), [tuple()], fun((term()) -> tuple() | false)) -> [tuple()].
-tuples(Position, List, Check) ->
+%% A list whose elements `Check' answers checked, or `false'; `Form' is what they should be.
+-spec tuples(pos_integer(), [tuple()], string(), fun((term()) -> tuple() | false)) -> [tuple()].
+tuples(Position, List, Form, Check) ->
     check_length(Position, List),
-    [checked(Position, Check(Element)) || Element <- List].
+    tuples(Position, 1, List, Form, Check).
 
-checked(Position, false) -> bad(Position, "an element of the list is none of the tuples expected");
-checked(_Position, Checked) -> Checked.
+tuples(Position, Number, [Element | Rest], Form, Check) ->
+    case Check(Element) of
+        false -> bad(Position, ["element ", integer_to_list(Number), ": not ", Form]);
+        Checked -> [Checked | tuples(Position, Number + 1, Rest, Form, Check)]
+    end;
+tuples(_Position, _Number, [], _Form, _Check) ->
+    [].
 
 -spec config(pos_integer(), map()) -> map().
 config(_Position, Config) when is_map(Config) -> Config;

@@ -137,7 +137,7 @@ route(Filter, Node) ->
     {emqx_redis_args:topic(1, Filter), emqx_redis_args:node_name(2, Node)}.
 
 routes(Routes) ->
-    emqx_redis_args:tuples(1, Routes, fun
+    emqx_redis_args:tuples(1, Routes, "{Filter, Node}", fun
         ({Filter, Node}) -> {emqx_redis_args:topic(1, Filter), emqx_redis_args:node_name(1, Node)};
         (_) -> false
     end).

@@ -43,7 +43,7 @@ add_subscriptions(All) -> add_subscriptions(All, #{}).
 -spec add_subscriptions([{filter(), client_id(), term()}], options()) ->
     ok | {ok, emqx_redis_router:version()} | error().
 add_subscriptions(All, Opts) ->
-    Checked = emqx_redis_args:tuples(1, All, fun
+    Checked = emqx_redis_args:tuples(1, All, "{Filter, ClientId, Options}", fun
         ({Filter, ClientId, SubOpts}) ->
             {emqx_redis_args:topic(1, Filter), emqx_redis_args:client_id(1, ClientId), SubOpts};
         (_) ->
@@ -58,7 +58,7 @@ delete_subscriptions(All) -> delete_subscriptions(All, #{}).
 -spec delete_subscriptions([{filter(), client_id()}], options()) ->
     ok | {ok, emqx_redis_router:version()} | error().
 delete_subscriptions(All, Opts) ->
-    Checked = emqx_redis_args:tuples(1, All, fun
+    Checked = emqx_redis_args:tuples(1, All, "{Filter, ClientId}", fun
         ({Filter, ClientId}) ->
             {emqx_redis_args:topic(1, Filter), emqx_redis_args:client_id(1, ClientId)};
         (_) ->

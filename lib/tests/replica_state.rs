@@ -5,10 +5,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_utils::sync::ShardedLock;
 use emqx_redis_core::replica::feed::{Entry, FeedChange, Position};
 use emqx_redis_core::replica::state::{Element, State};
-use emqx_redis_core::replica::tables::Tables;
+use emqx_redis_core::replica::tables::TableLock;
 use emqx_redis_core::route_scripts::Space;
 use emqx_redis_core::topic::parse_filter;
 use proptest::prelude::*;
@@ -151,7 +150,7 @@ struct World {
     is_disturbed: bool,
 
     state: State,
-    tables: ShardedLock<Tables>,
+    tables: TableLock,
     question: Option<Question>,
     /// The next cell to read, the era when reading began, and whether a page did not tell its place.
     pages: Option<(Cell, u32, bool)>,
@@ -201,7 +200,7 @@ impl World {
             now: Instant::now(),
             is_disturbed: false,
             state: State::default(),
-            tables: ShardedLock::default(),
+            tables: TableLock::default(),
             question: None,
             pages: None,
             unheard: Vec::new(),
@@ -519,7 +518,7 @@ impl World {
 
     /// What a search would find.
     fn live(&self) -> BTreeMap<Cell, &'static str> {
-        let tables = self.tables.read().unwrap();
+        let tables = self.tables.read();
         (0..CELLS)
             .filter_map(|cell| {
                 let (space, filter, destination) = parts(cell);
@@ -536,7 +535,7 @@ impl World {
             .iter()
             .map(|(&cell, &options)| (cell, options_of(cell, options)));
         prop_assert_eq!(self.live(), expected.collect::<BTreeMap<_, _>>());
-        let tables = self.tables.read().unwrap();
+        let tables = self.tables.read();
         let routes: usize = SPACES.iter().map(|&space| tables.of(space).routes()).sum();
         prop_assert_eq!(routes, table.len());
         Ok(())

@@ -1,8 +1,8 @@
 //! The table of routes against a plain list of them and the rules of `topic`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use emqx_redis_core::table::{Cursor, Found, OverBudget, Table};
+use emqx_redis_core::table::{Cursor, Found, OverBudget, Position, Table};
 use emqx_redis_core::topic::{self, parse_filter, Filter, MAX_BYTES};
 use proptest::prelude::*;
 
@@ -29,6 +29,15 @@ fn find(table: &Table, name: &str) -> Vec<Route> {
     let mut found = Vec::new();
     let done = table.find(name, ENOUGH, |route| found.push(owned(route)));
     assert_eq!(done, Ok(()), "{name}");
+    found.sort();
+    found
+}
+
+fn find_in_slices(table: &Table, name: &str, steps: usize) -> Vec<Route> {
+    let (mut found, mut next) = (Vec::new(), Some(Position::default()));
+    while let Some(from) = next {
+        next = table.find_from(name, from, steps, |route| found.push(owned(route)));
+    }
     found.sort();
     found
 }
@@ -89,7 +98,11 @@ impl Model {
 
     fn check(&self, table: &Table, names: &[String]) {
         for name in names {
-            assert_eq!(find(table, name), self.find(name), "{name}");
+            let expected = self.find(name);
+            assert_eq!(find(table, name), expected, "{name}");
+            for steps in [1, 9] {
+                assert_eq!(find_in_slices(table, name, steps), expected, "{name}");
+            }
         }
         assert_eq!(table.routes(), self.0.len());
         let mut filters: BTreeMap<&str, usize> = BTreeMap::new();
@@ -221,6 +234,102 @@ proptest! {
         }
         model.check(&table, &names);
         model.clear(&mut table);
+    }
+}
+
+/// A filter that matches most of the names that are made of its own letters.
+fn matching_filter() -> impl Strategy<Value = String> {
+    let level = prop::sample::select(vec!["a", "a", "b", "+", "+"]);
+    (prop::collection::vec(level, 1..5), 0..3usize).prop_map(|(mut levels, end)| {
+        match end {
+            0 => levels.push("#"),
+            1 => *levels.last_mut().expect("it has a level") = "#",
+            _ => {}
+        }
+        levels.join("/")
+    })
+}
+
+fn change() -> impl Strategy<Value = Step> {
+    let filter = || {
+        let shared = matching_filter().prop_map(|filter| format!("$share/g/{filter}"));
+        let many = prop::sample::select(vec!["a/a/a", "a/+/a", "$share/g/a/+/a", "a/+/a/#"]);
+        prop_oneof![4 => matching_filter(), 1 => shared, 4 => many.prop_map(String::from)]
+    };
+    prop_oneof![
+        5 => (filter(), 0..60u8).prop_map(|(filter, to)| Step::Add(filter, to, to % 3)),
+        2 => (filter(), 0..60u8).prop_map(|(filter, to)| Step::Remove(filter, to)),
+        1 => (filter(), 30..60u8, any::<bool>()).prop_map(|(filter, to, all)| {
+            let routes = (0..to).filter(|to| all || to % 8 == 0);
+            Step::Assign(filter, routes.map(|to| (to, to % 3)).collect())
+        }),
+    ]
+}
+
+fn take(step: &Step, table: &mut Table, model: &mut Model) {
+    match step {
+        Step::Add(text, to, number) => {
+            table.add(&filter(text), &destination(*to), &value(*number));
+            model.add(text, &destination(*to), &value(*number));
+        }
+        Step::Remove(text, to) => {
+            table.remove(&filter(text), &destination(*to));
+            model.remove(text, &destination(*to));
+        }
+        Step::Assign(text, routes) => {
+            let routes: Vec<_> = routes
+                .iter()
+                .map(|(to, number)| (destination(*to), value(*number)))
+                .collect();
+            let routes: Vec<_> = routes
+                .iter()
+                .map(|(to, value)| (&to[..], &value[..]))
+                .collect();
+            table.assign(&filter(text), &routes);
+            model.assign(text, &routes);
+        }
+        Step::RemoveAny(_) => unreachable!("no such change is made"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn a_match_in_slices_finds_what_stays_once(
+        before in prop::collection::vec(change(), 1..60),
+        between in prop::collection::vec(prop::collection::vec(change(), 0..4), 1..30),
+        steps in 1..40usize,
+        name in prop::sample::select(vec!["a/a/a", "a/b/a", "a/a/a/a", "b", "a"]),
+    ) {
+        let (mut table, mut model) = (Table::new(), Model::default());
+        before.iter().for_each(|step| take(step, &mut table, &mut model));
+        let place = |(filter, to, _): Route| (filter, to);
+        let matching = |model: &Model| model.find(name).into_iter().map(place).collect();
+        let mut stays: BTreeSet<_> = matching(&model);
+        let mut found = Vec::new();
+        let mut next = Some(Position::default());
+        let mut changes = between.iter();
+        while let Some(from) = next.take() {
+            prop_assert!(found.len() < 10_000, "it begins anew for ever");
+            let is_now = model.find(name);
+            next = table.find_from(name, from, steps, |route| {
+                let route = owned(route);
+                assert!(is_now.binary_search(&route).is_ok(), "{route:?}");
+                found.push(place(route));
+            });
+            for step in changes.next().into_iter().flatten() {
+                take(step, &mut table, &mut model);
+                let here: BTreeSet<_> = matching(&model);
+                if next.is_some() {
+                    stays.retain(|place| here.contains(place));
+                }
+            }
+        }
+        for place in &stays {
+            let times = found.iter().filter(|it| *it == place).count();
+            prop_assert_eq!(times, 1, "{:?}", place);
+        }
     }
 }
 
@@ -424,8 +533,76 @@ fn results_count_as_steps() {
     assert_eq!(table.find("a", 101, |_| found += 1), Ok(()));
     assert_eq!(found, 100);
     assert_eq!(table.find("a", 100, |_| found += 1), Err(OverBudget));
-    assert_eq!(table.find("a", 0, |_| found += 1), Err(OverBudget));
     assert_eq!(found, 199);
+}
+
+/// A match goes on with routes that were moved to fewer slots and back meanwhile.
+#[test]
+fn a_match_goes_on_in_a_filter_that_shrinks_and_grows() {
+    let mut table = Table::new();
+    let to = |number: usize| format!("client {number}").into_bytes();
+    (0..100).for_each(|number| assert!(table.add(&filter("a"), &to(number), b"")));
+    let mut seen = Vec::new();
+    let mut slice = |table: &Table, from, steps| {
+        table.find_from("a", from, steps, |route| seen.push(owned(route)))
+    };
+    let next = slice(&table, Position::default(), 51).expect("there is more");
+    (0..90).for_each(|number| assert!(table.remove(&filter("a"), &to(number))));
+    (200..300).for_each(|number| assert!(table.add(&filter("a"), &to(number), b"")));
+    assert!(slice(&table, next, 1_000).is_none());
+    for number in 90..100 {
+        let is_it = |(_, it, _): &&Route| *it == to(number);
+        assert_eq!(seen.iter().filter(is_it).count(), 1, "{number}");
+    }
+}
+
+/// The next node is gone, and the one beside it was put together with the one above.
+#[test]
+fn a_match_goes_on_where_nodes_were_joined() {
+    let mut table = Table::new();
+    for text in ["x/y/+", "x/+/z"] {
+        table.add(&filter(text), b"node", b"");
+    }
+    // The look-up, the root, and `x`: the next one is `y/+`.
+    let next = table.find_from("x/y/z", Position::default(), 3, |_| unreachable!());
+    table.remove(&filter("x/y/+"), b"node");
+    assert_eq!(table.nodes(), 2);
+    let mut found = Vec::new();
+    let end = table.find_from("x/y/z", next.expect("there is more"), 100, |route| {
+        found.push(route.filter.to_string())
+    });
+    assert!(end.is_none());
+    assert_eq!(found, ["x/+/z"]);
+}
+
+/// Many routes, many filters, many nodes without a route: no slice takes more steps than it has, but for one filter.
+#[test]
+fn a_slice_is_short() {
+    let mut table = Table::new();
+    for number in 0..50_000u32 {
+        table.add(&filter("x/x/x/x/x/x/x/x/end"), &number.to_be_bytes(), b"");
+        table.add(&filter("+/x/x/x/x/x/x/x/#"), &number.to_be_bytes(), b"");
+        table.remove(&filter("+/x/x/x/x/x/x/x/#"), &(number / 2).to_be_bytes());
+    }
+    for bits in 0..1 << 8 {
+        let level = |bit| if bits >> bit & 1 == 1 { "+" } else { "x" };
+        let levels: Vec<_> = (0..8).map(level).collect();
+        let levels = levels.join("/");
+        for to in 0..32u8 {
+            table.add(&filter(&format!("{levels}/end")), &[to], b"");
+        }
+        table.add(&filter(&format!("{levels}/another end")), b"node", b"");
+    }
+    let name = "x/".repeat(8) + "end";
+    let (mut found, mut slices) = (0, 0);
+    let mut next = Some(Position::default());
+    while let Some(from) = next {
+        let before = found;
+        next = table.find_from(&name, from, 100, |_| found += 1);
+        slices += 1;
+        assert!(found - before <= 132 && slices < 5_000, "{found} {slices}");
+    }
+    assert_eq!(found, 50_000 + 25_000 + 255 * 32 + 32);
 }
 
 #[test]

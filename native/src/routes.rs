@@ -19,20 +19,18 @@ use crate::{atoms, request};
 
 /// Steps of a search, see `Table::find`, that take a scheduler a tenth of a millisecond or so.
 const STEPS: usize = 300;
-/// Far more than any table has.
-const NO_BOUND: usize = usize::MAX / 2;
 
 /// `match_in_memory(Space, Name)`: `{ok, Matches}`; or why there is no answer: `out_of_sync`, `busy`, `over_budget` (call
 /// `match_in_memory_dirty`), `stopped`, `{error, {invalid_topic, Reason}}`.
 #[rustler::nif]
 fn match_in_memory<'a>(env: Env<'a>, space: Atom, name: Binary<'a>) -> NifResult<Term<'a>> {
-    with_engine(|engine| search(env, engine, space, name, STEPS))
+    with_engine(|engine| search(env, engine, space, name, Some(STEPS)))
 }
 
 /// `match_in_memory_dirty(Space, Name)`: the same for what takes long.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn match_in_memory_dirty<'a>(env: Env<'a>, space: Atom, name: Binary<'a>) -> NifResult<Term<'a>> {
-    search(env, engine().as_deref(), space, name, NO_BOUND)
+    search(env, engine().as_deref(), space, name, None)
 }
 
 fn search<'a>(
@@ -40,7 +38,7 @@ fn search<'a>(
     engine: Option<&Engine>,
     space: Atom,
     name: Binary<'a>,
-    steps: usize,
+    steps: Option<usize>,
 ) -> NifResult<Term<'a>> {
     let Some(engine) = engine else {
         return Ok(atoms::stopped().to_term(env));
@@ -59,17 +57,17 @@ fn search<'a>(
     let context = engine.context();
     let mut list = Term::list_new_empty(env);
     let mut is_odd = false;
-    let found = context.replica.find(
-        &context.keys,
-        space,
-        name,
-        steps,
-        context.answers_stale(),
-        |it| match encode(env, space, it) {
-            Some(term) => list = list.list_prepend(term),
-            None => is_odd = true,
-        },
-    );
+    let visit = |it: Found<'_>| match encode(env, space, it) {
+        Some(term) => list = list.list_prepend(term),
+        None => is_odd = true,
+    };
+    let (keys, stale) = (&context.keys, context.answers_stale());
+    let found = match steps {
+        Some(steps) => context.replica.find(keys, space, name, steps, stale, visit),
+        None => context
+            .replica
+            .find_in_slices(keys, space, name, stale, visit),
+    };
     Ok(match found {
         // What can't be told here is told by the other way.
         Ok(()) if is_odd => atoms::out_of_sync().to_term(env),

@@ -68,7 +68,7 @@ impl Follower {
         let node = &self.context.node;
         let missing: Vec<Vec<u8>> = {
             let tables = &self.state().tables;
-            let tables = tables.read().unwrap_or_else(|broken| broken.into_inner());
+            let tables = tables.read();
             let is_missing = |filter: &Vec<u8>| {
                 parse_filter(filter).is_ok_and(|it| keys.shard(it.real.as_bytes()) == shard)
                     && !tables.contains(Space::Routes, filter, node)

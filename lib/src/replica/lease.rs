@@ -237,10 +237,7 @@ impl Follower {
         let (mine, is_same_place) = {
             let shard = self.state();
             let state = shard.state();
-            let tables = shard
-                .tables
-                .read()
-                .unwrap_or_else(|broken| broken.into_inner());
+            let tables = shard.tables.read();
             let count = |space| tables.of(space).filters() as i64;
             let place = state.is_following()
                 && !state.is_ahead()

@@ -24,7 +24,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_utils::sync::ShardedLock;
 use tokio::sync::{watch, Notify};
 
 use crate::keys::Keys;
@@ -39,7 +38,7 @@ use lease::{Lease, Leases};
 pub use own::Own;
 pub(crate) use own::{Claim, Outcome};
 use state::{Element, State};
-use tables::Tables;
+use tables::{Replaced, TableLock};
 
 /// A table that was not verified for so long is not trusted: what changed since may be missing.
 pub const MAX_LAG: Duration = Duration::from_secs(3);
@@ -59,7 +58,7 @@ pub struct Replica {
 
 /// One route shard.
 pub(crate) struct Shard {
-    tables: ShardedLock<Tables>,
+    tables: TableLock,
     /// When the poll was sent by which the table was last seen to be true, in microseconds since the start; 0 where
     /// it is not.
     caught_up: AtomicU64,
@@ -173,24 +172,52 @@ impl Replica {
         answers_stale: bool,
         mut visit: impl FnMut(Found<'_>),
     ) -> Result<(), NoAnswer> {
-        self.want();
         let now = Instant::now();
-        let own = Some(keys.shard(name.as_bytes()));
-        // No filter that begins with a wildcard matches a name that begins with `$`.
-        let is_split = keys.is_clustered() && !name.starts_with('$');
-        let wildcards = is_split.then(|| keys.wildcard_shard());
-        for shard in [own, wildcards].into_iter().flatten() {
-            let shard = self.shard(shard).ok_or(NoAnswer::OutOfSync)?;
-            let is_good_enough = answers_stale && *shard.position.borrow() > 0;
-            if !self.in_sync(shard, now) && !is_good_enough {
-                return Err(NoAnswer::OutOfSync);
-            }
-            let tables = shard.tables.try_read().map_err(|_| NoAnswer::Busy)?;
-            let table = tables.of(space);
-            let found = table.find(name, steps, &mut visit);
+        for shard in self.shards_of(keys, name) {
+            let shard = self.trusted(shard, answers_stale, now)?;
+            let tables = shard.tables.try_read().ok_or(NoAnswer::Busy)?;
+            let found = tables.of(space).find(name, steps, &mut visit);
             found.map_err(|OverBudget| NoAnswer::OverBudget)?;
         }
         Ok(())
+    }
+
+    /// The same without a bound, for a thread that may wait: in slices, between which the tables may change.
+    pub fn find_in_slices(
+        &self,
+        keys: &Keys,
+        space: Space,
+        name: &str,
+        answers_stale: bool,
+        mut visit: impl FnMut(Found<'_>),
+    ) -> Result<(), NoAnswer> {
+        for number in self.shards_of(keys, name) {
+            let shard = self.trusted(number, answers_stale, Instant::now())?;
+            let found = shard.tables.find_in_slices(space, name, &mut visit);
+            found.map_err(|Replaced| NoAnswer::Busy)?;
+            self.trusted(number, answers_stale, Instant::now())?;
+        }
+        Ok(())
+    }
+
+    /// The shards of what matches a topic name.
+    fn shards_of(&self, keys: &Keys, name: &str) -> impl Iterator<Item = u16> {
+        self.want();
+        // No filter that begins with a wildcard matches a name that begins with `$`.
+        let is_split = keys.is_clustered() && !name.starts_with('$');
+        let wildcards = is_split.then(|| keys.wildcard_shard());
+        let own = keys.shard(name.as_bytes());
+        [Some(own), wildcards].into_iter().flatten()
+    }
+
+    /// A shard whose tables may be searched.
+    fn trusted(&self, shard: u16, answers_stale: bool, now: Instant) -> Result<&Shard, NoAnswer> {
+        let shard = self.shard(shard).ok_or(NoAnswer::OutOfSync)?;
+        let is_good_enough = answers_stale && *shard.position.borrow() > 0;
+        match self.in_sync(shard, now) || is_good_enough {
+            true => Ok(shard),
+            false => Err(NoAnswer::OutOfSync),
+        }
     }
 
     /// A change of this node was done: it is seen at once.
@@ -239,7 +266,7 @@ impl Replica {
         let status = |shard: &Shard| {
             let caught_up = shard.caught_up.load(Relaxed);
             let age = self.micros(now).saturating_sub(caught_up);
-            let sizes = tables::try_read(&shard.tables).map(|tables| {
+            let sizes = shard.tables.try_read_soon().map(|tables| {
                 let (routes, clients) = (tables.of(Space::Routes), tables.of(Space::Subscriptions));
                 Sizes {
                     routes: routes.routes(),
@@ -262,7 +289,7 @@ impl Replica {
 impl Shard {
     fn new() -> Self {
         Shard {
-            tables: ShardedLock::default(),
+            tables: TableLock::default(),
             caught_up: AtomicU64::new(0),
             state: Mutex::default(),
             hurry: Notify::new(),

@@ -160,7 +160,7 @@ impl Follower {
 
     fn routes_of(&self, node: &[u8], mut cursor: Cursor) -> (Vec<Vec<u8>>, Option<Cursor>) {
         let tables = &self.state().tables;
-        let tables = tables.read().unwrap_or_else(|broken| broken.into_inner());
+        let tables = tables.read();
         let mut filters = Vec::new();
         let mut searched = 0;
         loop {

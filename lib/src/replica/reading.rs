@@ -36,8 +36,7 @@ impl Follower {
         self.state().caught_up.store(0, Relaxed);
         self.context.metrics.add(Counter::Resyncs, 1);
         // After a fail-over all nodes begin at once.
-        let tables = self.state().tables.read();
-        let routes = tables.map_or(0, |it| it.of(Space::Routes).routes());
+        let routes = self.state().tables.read().of(Space::Routes).routes();
         if routes > LARGE {
             let random = RandomState::new().hash_one(self.shard) % SPREAD.as_millis() as u64;
             sleep(Duration::from_millis(random)).await;
@@ -83,7 +82,7 @@ impl Follower {
         self.reading = None;
         self.assertion.check_all();
         let tables = &self.state().tables;
-        let tables = tables.read().unwrap_or_else(|broken| broken.into_inner());
+        let tables = tables.read();
         tracing::info!(
             shard = self.shard,
             routes = tables.of(Space::Routes).routes(),

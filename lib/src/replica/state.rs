@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
-use crossbeam_utils::sync::ShardedLock;
 
 use super::feed::{Entry, Position};
-use super::tables::{write, Tables};
+use super::tables::{TableLock, Tables};
 use crate::route_scripts::Space;
 
 /// Entries applied in one go: readers turn away meanwhile.
@@ -140,7 +139,7 @@ impl State {
     /// A change of this node was done, and the feed stood at `at` then. It is seen at once.
     pub fn own_change(
         &mut self,
-        tables: &ShardedLock<Tables>,
+        tables: &TableLock,
         change: &Element<'_>,
         adds: bool,
         at: Position,
@@ -178,7 +177,7 @@ impl State {
             adds,
             options: Bytes::copy_from_slice(change.options),
         });
-        write(tables, |tables| apply_own(tables, change, adds));
+        tables.write(|tables| apply_own(tables, change, adds));
         Ok(())
     }
 
@@ -235,7 +234,7 @@ impl State {
     /// that there was no more. `see` is shown each entry with whether the table in use has it now.
     pub fn poll(
         &mut self,
-        tables: &ShardedLock<Tables>,
+        tables: &TableLock,
         entries: &[Entry],
         to_end: bool,
         sent: Instant,
@@ -267,7 +266,7 @@ impl State {
             Mode::Following(at) => {
                 for slice in entries.chunks(SLICE) {
                     let ahead = &self.ahead;
-                    write(tables, |tables| {
+                    tables.write(|tables| {
                         slice
                             .iter()
                             .try_for_each(|entry| follow(tables, ahead, entry))
@@ -328,7 +327,7 @@ impl State {
     }
 
     /// Puts the fresh table into use, if it is complete: all pages were read before the poll was sent.
-    fn swap(&mut self, tables: &ShardedLock<Tables>, sent: Instant) -> bool {
+    fn swap(&mut self, tables: &TableLock, sent: Instant) -> bool {
         let Mode::Reading(position, fresh) = &mut self.mode else {
             return false;
         };
@@ -347,8 +346,7 @@ impl State {
                 apply_own(&mut fresh.tables, &change, it.adds);
             }
         }
-        let mut old = std::mem::take(&mut fresh.tables);
-        write(tables, |tables| std::mem::swap(tables, &mut old));
+        let old = tables.replace(std::mem::take(&mut fresh.tables));
         // A million routes take a while to free.
         std::thread::spawn(move || drop(old));
         self.mode = Mode::Following(position.clone());

@@ -1,24 +1,64 @@
 //! The match of a topic name: a look-up, and a walk through the trie without recursion.
 //!
-//! A node is reached on one way only, so none is visited twice: the work is at most the trie and the results.
+//! A node is reached on one way only, so none is visited twice: the work is at most the trie and the results. The walk
+//! is in order (a node before those below it, what goes on with the name's own level before what goes on with `+`), so
+//! that a match can be cut anywhere and go on behind that place, whatever has become of the nodes meanwhile.
 
-use super::slab::NONE;
+use super::index::Index;
+use super::routes::{Many, Route, Routes};
+use super::slab::{Slab, NONE};
 use super::text::Text;
-use super::trie::{first_level, ROOT};
+use super::trie::{common, first_level, ROOT};
 use super::{Found, OverBudget, Table};
 
 /// A long label or filter counts a step more for each such number of bytes.
 const STEP_BYTES: usize = 256;
 
-/// The steps that are left.
-struct Budget(usize);
-
-impl Budget {
-    fn spend(&mut self, steps: usize) -> Result<(), OverBudget> {
-        self.0 = self.0.checked_sub(steps).ok_or(OverBudget)?;
-        Ok(())
-    }
+/// Where a match goes on that was cut. The default is the beginning.
+#[derive(Default)]
+pub struct Position {
+    place: Place,
+    within: Option<Within>,
 }
+
+#[derive(Default)]
+enum Place {
+    /// The look-up of the name.
+    #[default]
+    Exact,
+    Root,
+    /// What filters that begin with these levels, or come later in the order, have their nodes.
+    Levels(String),
+}
+
+/// A filter, not all of whose routes have been visited.
+struct Within {
+    filter: String,
+    slot: u32,
+    born: u64,
+    seen: Seen,
+}
+
+/// Groups and destinations that were visited: a route that is taken out and added again can get a slot that is still
+/// to come. Grows without ever moving what it holds.
+#[derive(Default)]
+struct Seen {
+    pairs: Slab<(u32, u32)>,
+    index: Index,
+}
+
+/// A match on its way.
+struct Walk<'a> {
+    table: &'a Table,
+    /// The steps that are left.
+    left: usize,
+    within: Option<Within>,
+    /// The full filter of a shared one.
+    shared: String,
+}
+
+/// The steps that are left are not enough.
+struct Cut;
 
 impl Table {
     /// Visits every route whose filter matches a topic name, each once, in no order.
@@ -30,28 +70,58 @@ impl Table {
         &self,
         name: &str,
         steps: usize,
-        mut visit: impl FnMut(Found<'_>),
+        visit: impl FnMut(Found<'_>),
     ) -> Result<(), OverBudget> {
-        let mut budget = Budget(steps);
-        budget.spend(1)?;
-        let mut shared = String::new();
-        if let Some(entry) = self.exact(name) {
-            self.give(entry, name, &mut shared, &mut budget, &mut visit)?;
+        match self.find_from(name, Position::default(), steps, visit) {
+            None => Ok(()),
+            Some(_) => Err(OverBudget),
         }
-        if self.trie.get(ROOT).is_none() {
-            return Ok(());
+    }
+
+    /// Visits some of the routes whose filters match a topic name, by about `steps` steps, and returns where to go on,
+    /// or `None` at the end.
+    ///
+    /// The table may change before the match goes on: a route that is there all the time is visited once; one that came
+    /// or went meanwhile may be, or not, or again when it came back.
+    pub fn find_from(
+        &self,
+        name: &str,
+        from: Position,
+        steps: usize,
+        mut visit: impl FnMut(Found<'_>),
+    ) -> Option<Position> {
+        let Position { place, within } = from;
+        let mut walk = Walk {
+            table: self,
+            left: steps.max(1),
+            within,
+            shared: String::new(),
+        };
+        let (mut next, mut later) = (Some((ROOT, 0)), Vec::new());
+        match place {
+            Place::Exact => {
+                walk.spend(1);
+                let entry = self.exact(name);
+                if entry.is_some_and(|entry| walk.give(entry, name, &mut visit).is_err()) {
+                    return Some(walk.cut(Place::Exact));
+                }
+            }
+            Place::Root => {}
+            Place::Levels(levels) => (next, later) = (None, self.resume(name, &levels)),
         }
+        self.trie.get(ROOT)?;
         let mut filter = Text::default();
         // Nodes to be visited, and where in the name their levels begin: behind its end, if it has no more.
-        let mut next = Some((ROOT, 0));
-        let mut later = Vec::new();
         while let Some((id, start)) = next.take().or_else(|| later.pop()) {
+            if walk.left == 0 {
+                return Some(walk.cut(self.place(id, &mut filter)));
+            }
             let node = self.trie.node(id);
-            budget.spend(1)?;
+            walk.spend(1);
             let levels = match (id, name.get(start..)) {
                 (ROOT, levels) => levels,
                 (_, None) => continue,
-                (_, Some(levels)) => match strip(levels, node.label.as_bytes(), &mut budget)? {
+                (_, Some(levels)) => match strip(levels, node.label.as_bytes(), &mut walk.left) {
                     Some(end) => name.get(start + end + 1..),
                     None => continue,
                 },
@@ -62,24 +132,19 @@ impl Table {
             let multi = Some(node.multi).filter(|entry| *entry != NONE && wildcards);
             if here.is_some() || multi.is_some() {
                 filter.write(&self.trie, id);
-            }
-            if let Some(entry) = here {
-                self.give(
-                    entry,
-                    filter.filter(false),
-                    &mut shared,
-                    &mut budget,
-                    &mut visit,
-                )?;
-            }
-            if let Some(entry) = multi {
-                self.give(
-                    entry,
-                    filter.filter(true),
-                    &mut shared,
-                    &mut budget,
-                    &mut visit,
-                )?;
+                let mut give = |entry: Option<u32>, real| match entry {
+                    Some(entry) => walk.give(entry, real, &mut visit),
+                    None => Ok(()),
+                };
+                let given = give(here, filter.filter(false))
+                    .and_then(|()| give(multi, filter.filter(true)));
+                if given.is_err() {
+                    let place = match id {
+                        ROOT => Place::Root,
+                        _ => Place::Levels(filter.filter(false).to_string()),
+                    };
+                    return Some(walk.cut(place));
+                }
             }
             let Some(levels) = levels else {
                 continue;
@@ -87,7 +152,7 @@ impl Table {
             let start = name.len() - levels.len();
             if node.literals > 0 {
                 let level = first_level(levels);
-                budget.spend(level.len() / STEP_BYTES)?;
+                walk.spend(level.len() / STEP_BYTES);
                 next = self
                     .trie
                     .literal(&self.state, id, level)
@@ -100,35 +165,175 @@ impl Table {
                 }
             }
         }
-        Ok(())
+        None
+    }
+
+    /// Where a match goes on whose next node is this one.
+    fn place(&self, id: u32, text: &mut Text) -> Place {
+        if id == ROOT {
+            return Place::Root;
+        }
+        text.write(&self.trie, id);
+        let text = text.filter(false);
+        let label = self.trie.node(id).label.as_str();
+        let end = text.len() - label.len() + first_level(label).len();
+        Place::Levels(text[..end].to_string())
+    }
+
+    /// The nodes that a walk still has to visit, and where in the name their levels begin, the next one last, when it
+    /// is to visit what begins with these levels. They match the beginning of the name.
+    fn resume(&self, name: &str, levels: &str) -> Vec<(u32, usize)> {
+        let (mut id, mut rest, mut start) = (ROOT, levels, 0);
+        let mut later = Vec::new();
+        while let Some(node) = self.trie.get(id) {
+            // `node` has been visited, and what is looked for is below it.
+            let level = first_level(rest);
+            if level != "+" && node.plus != NONE && (id != ROOT || !name.starts_with('$')) {
+                later.push((node.plus, start));
+            }
+            let Some(child) = self.trie.child(&self.state, id, level) else {
+                break;
+            };
+            let label = self.trie.node(child).label.as_bytes();
+            let end = common(label, rest.as_bytes());
+            if end == rest.len() || (end < label.len() && label[end + 1] == b'+') {
+                later.push((child, start));
+                break;
+            }
+            // All that begins like this node comes earlier, or does not match.
+            if end < label.len() {
+                break;
+            }
+            let levels = name.get(start..).unwrap_or_default();
+            let Some(after) = strip(levels, label, &mut { usize::MAX }) else {
+                break;
+            };
+            (id, rest, start) = (child, &rest[end + 1..], start + after + 1);
+        }
+        later
+    }
+}
+
+impl Walk<'_> {
+    fn spend(&mut self, steps: usize) {
+        self.left = self.left.saturating_sub(steps);
+    }
+
+    fn cut(self, place: Place) -> Position {
+        Position {
+            place,
+            within: self.within,
+        }
     }
 
     /// Visits the routes of one entry.
     fn give(
-        &self,
+        &mut self,
         entry: u32,
         real: &str,
-        shared: &mut String,
-        budget: &mut Budget,
         visit: &mut impl FnMut(Found<'_>),
-    ) -> Result<(), OverBudget> {
-        budget.spend(real.len() / STEP_BYTES)?;
-        let mut last = NONE;
-        self.entries[entry].routes.try_each(|route| {
-            budget.spend(1)?;
-            if route.group != NONE && route.group != last {
-                budget.spend(real.len() / STEP_BYTES)?;
+    ) -> Result<(), Cut> {
+        let mut within = None;
+        if let Some(it) = &self.within {
+            // Of a node's two filters this one came first.
+            if it.filter.strip_suffix("/#") == Some(real) {
+                return Ok(());
             }
-            visit(self.found(route, real, shared, &mut last));
-            Ok(())
-        })
+            if it.filter == real {
+                within = self.within.take();
+            }
+        }
+        self.spend(real.len() / STEP_BYTES);
+        let table = self.table;
+        let mut last = NONE;
+        match &table.entries[entry].routes {
+            Routes::Many(many) => self.give_many(many, real, within, visit),
+            routes => routes.try_each(|route| {
+                if within.as_ref().is_none_or(|it| !it.seen.has(table, route)) {
+                    self.give_route(route, real, &mut last, visit);
+                }
+                Ok(())
+            }),
+        }
+    }
+
+    fn give_many(
+        &mut self,
+        many: &Many,
+        real: &str,
+        within: Option<Within>,
+        visit: &mut impl FnMut(Found<'_>),
+    ) -> Result<(), Cut> {
+        let (table, end) = (self.table, many.slots.end());
+        let start = within.as_ref().filter(|it| it.born == many.born);
+        let mut slot = start.map_or(0, |it| it.slot);
+        let left = (end.saturating_sub(slot) as usize).saturating_mul(1 + real.len() / STEP_BYTES);
+        let is_whole = within.is_none() && left <= self.left;
+        let mut seen = within.map(|it| it.seen).unwrap_or_default();
+        let mut last = NONE;
+        while slot < end {
+            match many.slots.get(slot) {
+                None => self.spend(1),
+                Some(route) if is_whole || seen.insert(table, route) => {
+                    self.give_route(route, real, &mut last, visit);
+                }
+                Some(_) => self.spend(1),
+            }
+            slot += 1;
+            if self.left == 0 && slot < end {
+                self.within = Some(Within {
+                    filter: real.to_string(),
+                    slot,
+                    born: many.born,
+                    seen,
+                });
+                return Err(Cut);
+            }
+        }
+        Ok(())
+    }
+
+    fn give_route(
+        &mut self,
+        route: &Route,
+        real: &str,
+        last: &mut u32,
+        visit: &mut impl FnMut(Found<'_>),
+    ) {
+        self.spend(1);
+        if route.group != NONE && route.group != *last {
+            self.spend(real.len() / STEP_BYTES);
+        }
+        visit(self.table.found(route, real, &mut self.shared, last));
     }
 }
 
-/// Where in a name's levels those of a label end, if they match.
-fn strip(levels: &str, label: &[u8], budget: &mut Budget) -> Result<Option<usize>, OverBudget> {
+impl Seen {
+    fn has(&self, table: &Table, route: &Route) -> bool {
+        self.index
+            .find(route.hash(&table.state), |id| self.is(id, route))
+            .is_some()
+    }
+
+    fn is(&self, id: u32, route: &Route) -> bool {
+        self.pairs[id] == (route.group, route.destination)
+    }
+
+    /// False if it was there.
+    fn insert(&mut self, table: &Table, route: &Route) -> bool {
+        let is_new = !self.has(table, route);
+        if is_new {
+            let id = self.pairs.insert((route.group, route.destination));
+            self.index.insert(route.hash(&table.state), id);
+        }
+        is_new
+    }
+}
+
+/// Where in a name's levels those of a label end, if they match. Takes off the steps that looking at it costs.
+fn strip(levels: &str, label: &[u8], left: &mut usize) -> Option<usize> {
     let levels = levels.as_bytes();
-    budget.spend(label.len() / STEP_BYTES)?;
+    *left = left.saturating_sub(label.len() / STEP_BYTES);
     let mut end = 0;
     match levels.starts_with(label) {
         true => end = label.len(),
@@ -139,15 +344,15 @@ fn strip(levels: &str, label: &[u8], budget: &mut Budget) -> Result<Option<usize
                         .iter()
                         .take_while(|byte| **byte != b'/')
                         .count();
-                    budget.spend(level / STEP_BYTES)?;
+                    *left = left.saturating_sub(level / STEP_BYTES);
                     end += level;
                 } else if levels.get(end) == Some(wanted) {
                     end += 1;
                 } else {
-                    return Ok(None);
+                    return None;
                 }
             }
         }
     }
-    Ok(Some(end).filter(|end| matches!(levels.get(*end), None | Some(b'/'))))
+    Some(end).filter(|end| matches!(levels.get(*end), None | Some(b'/')))
 }

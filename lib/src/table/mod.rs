@@ -22,6 +22,7 @@ use std::fmt;
 use ahash::RandomState;
 
 use crate::topic::{is_wildcard, Filter};
+pub use find::Position;
 use index::Index;
 use label::allocated;
 use pool::Pool;
@@ -44,7 +45,6 @@ pub struct Table {
     filters: usize,
     /// What the entries hold beside their slots.
     heap: usize,
-    born: u32,
 }
 
 struct Entry {
@@ -126,8 +126,7 @@ impl Table {
         let routes = &mut self.entries[id].routes;
         self.filters += usize::from(routes.count(&self.state, route.group) == 0);
         self.heap -= routes.heap();
-        self.born = self.born.wrapping_add(1);
-        routes.insert(&self.state, route, self.born);
+        routes.insert(&self.state, route);
         self.heap += routes.heap();
         true
     }

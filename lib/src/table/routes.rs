@@ -1,10 +1,15 @@
 //! The routes of one filter: mostly one, seldom a few, now and then a million.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use ahash::RandomState;
 
 use super::index::Index;
 use super::label::allocated;
 use super::slab::Slab;
+
+/// No two have one number, be it in two tables of which one takes the place of the other.
+static BORN: AtomicU64 = AtomicU64::new(0);
 
 /// As many are looked through one by one.
 const FEW: usize = 32;
@@ -31,7 +36,7 @@ pub(super) struct Many {
     groups: Slab<(u32, usize)>,
     groups_index: Index,
     /// Tells a scan whether its slots are still those of its last slice.
-    pub(super) born: u32,
+    pub(super) born: u64,
 }
 
 impl Route {
@@ -39,7 +44,7 @@ impl Route {
         (self.group, self.destination) == (group, destination)
     }
 
-    fn hash(&self, state: &RandomState) -> u32 {
+    pub(super) fn hash(&self, state: &RandomState) -> u32 {
         hash(state, self.group, self.destination)
     }
 }
@@ -70,13 +75,13 @@ impl Routes {
         Some(std::mem::replace(&mut route.value, new.value))
     }
 
-    /// Adds a route that is not there. `born`: a number that no other [`Many`] has had lately.
-    pub(super) fn insert(&mut self, state: &RandomState, route: Route, born: u32) {
+    /// Adds a route that is not there.
+    pub(super) fn insert(&mut self, state: &RandomState, route: Route) {
         match self {
             Routes::One(first) => *self = Routes::Few(Box::new(vec![*first, route])),
             Routes::Few(routes) if routes.len() < FEW => routes.push(route),
             Routes::Few(routes) => {
-                let mut many = Many::new(born);
+                let mut many = Many::new();
                 for route in routes.iter().chain([&route]) {
                     many.insert(state, *route);
                 }
@@ -155,13 +160,13 @@ impl Routes {
 }
 
 impl Many {
-    fn new(born: u32) -> Self {
+    fn new() -> Self {
         Many {
             slots: Slab::default(),
             index: Index::default(),
             groups: Slab::default(),
             groups_index: Index::default(),
-            born,
+            born: BORN.fetch_add(1, Relaxed),
         }
     }
 

@@ -10,7 +10,7 @@ use super::{Found, Place, Table};
 pub struct Cursor {
     entry: u32,
     slot: u32,
-    born: u32,
+    born: u64,
 }
 
 impl Table {

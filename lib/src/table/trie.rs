@@ -142,7 +142,7 @@ impl Trie {
     }
 
     /// The child of a node on the way to a level of a filter.
-    fn child(&self, state: &RandomState, id: u32, level: &str) -> Option<u32> {
+    pub(super) fn child(&self, state: &RandomState, id: u32, level: &str) -> Option<u32> {
         match level {
             "+" => Some(self.nodes.get(id)?.plus).filter(|plus| *plus != NONE),
             _ => self.literal(state, id, level),
@@ -287,7 +287,7 @@ pub(super) fn first_level(levels: &str) -> &str {
 }
 
 /// Where the levels that two lists begin with end. The first one is common to them.
-fn common(a: &[u8], b: &[u8]) -> usize {
+pub(super) fn common(a: &[u8], b: &[u8]) -> usize {
     let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
     let ends = |levels: &[u8]| matches!(levels.get(same), None | Some(b'/'));
     match ends(a) && ends(b) {

@@ -3,8 +3,9 @@
 %% and each figure is the median of its rounds, since a machine's speed drifts.
 %%
 %% Environment: QUICK=1 for a one-minute form; OPERATIONS, CALLERS and CONTESTANTS, comma-separated, to
-%% choose among them; ROUNDS and DURATION (milliseconds). Then come the topologies and levels of
-%% durability, see emqx_redis_bench_topologies; TOPOLOGIES chooses among them, or is `none`.
+%% choose among them; ROUNDS and DURATION (milliseconds). Then come the routes, see emqx_redis_bench_routes:
+%% ROUTES chooses numbers of filters, or is `none`. Then the topologies and levels of durability, see
+%% emqx_redis_bench_topologies; TOPOLOGIES chooses among them, or is `none`.
 -module(emqx_redis_bench).
 
 -export([main/0]).
@@ -25,6 +26,8 @@ main() ->
 run() ->
     Settings = settings(),
     ok = contest(Settings),
+    Sizes = choice("ROUTES", emqx_redis_bench_routes:sizes(os:getenv("QUICK", ""))),
+    ok = emqx_redis_bench_routes:run(Sizes, Settings),
     Topologies = choice("TOPOLOGIES", emqx_redis_bench_topologies:names()),
     emqx_redis_bench_topologies:run(Topologies, Settings).
 

@@ -4,12 +4,15 @@
 -export([client/1, client_count/0, session/0]).
 -export([message/1, message_id/1, queue_client/1, queue_client_count/0, queue_length/0]).
 -export([filters/0, topic/1, node_name/0]).
+-export([filters/1, name/3, results/1]).
 
 -define(CLIENTS, 10000).
 -define(QUEUE_CLIENTS, 100).
 -define(QUEUE_LENGTH, 100).
 -define(DEVICES, 5000).
 -define(SITES, 100).
+%% Of the filters of which many match.
+-define(LEVELS, 7).
 
 %% The client that operation N is about.
 client(N) ->
@@ -91,3 +94,38 @@ node_name() ->
 
 site(Device) ->
     integer_to_binary(Device rem ?SITES).
+
+%% So many filters, at least 1,000, of which as many match name(What, N, Size) as results(What) says.
+filters(Size) ->
+    Devices = lists:seq(0, Size div 2 - 1),
+    Others = lists:seq(0, devices(Size) - 1),
+    Sites = lists:seq(0, ?SITES - 1),
+    [<<"site/+/device/", (integer_to_binary(I))/binary, "/#">> || I <- Devices] ++
+        [<<"site/", (site(I))/binary, "/device/", (integer_to_binary(I))/binary, "/+">> || I <- Others] ++
+        [<<"site/", (site(I))/binary, "/#">> || I <- Sites] ++
+        [<<"site/", (site(I))/binary, "/status">> || I <- Sites] ++
+        fan(?LEVELS).
+
+%% A filter for each way to have `+' or not at each level.
+fan(0) -> [<<"fan">>];
+fan(Levels) -> [<<Filter/binary, Level/binary>> || Filter <- fan(Levels - 1), Level <- [<<"/x">>, <<"/+">>]].
+
+results(none) -> 0;
+results(two) -> 2;
+results(three) -> 3;
+results(many) -> 1 bsl ?LEVELS.
+
+name(none, N, _Size) ->
+    <<"site/new-", (site(N))/binary, "/device/new-", (integer_to_binary(N))/binary, "/temperature">>;
+%% An exact filter and a wildcard.
+name(two, N, _Size) ->
+    <<"site/", (site(N))/binary, "/status">>;
+name(three, N, Size) ->
+    Device = N rem devices(Size),
+    <<"site/", (site(Device))/binary, "/device/", (integer_to_binary(Device))/binary, "/temperature">>;
+name(many, _N, _Size) ->
+    <<"fan", (binary:copy(<<"/x">>, ?LEVELS))/binary>>.
+
+%% Those that have a filter of their own at their site.
+devices(Size) ->
+    Size - Size div 2 - 2 * ?SITES - (1 bsl ?LEVELS).

@@ -8,7 +8,9 @@
 
 -export([start/2, stop/1, prepare/3, operation/2, ack_rate/0]).
 %% For the library's plain form, which sends the very same commands.
--export([commands/2, decode/2, scan_script/0, fill/3]).
+-export([commands/2, decode/2, fill/3]).
+%% For the benchmark of routes.
+-export([match/1, fill_routes/2]).
 
 -define(CONNECTIONS, 8).
 -define(TTL, <<"86400">>).
@@ -32,13 +34,8 @@ prepare(Operation, Count, #{port := Port}) ->
     emqx_redis_test_client:close(Connection).
 
 operation(match_routes, #{pool := Pool}) ->
-    {ok, Sha} = query(element(1, Pool), ["SCRIPT", "LOAD", scan_script()]),
-    fun(N) ->
-        Topic = emqx_redis_bench_data:topic(N),
-        Connection = pick(Pool),
-        {ok, []} = query(Connection, ["SMEMBERS", ["route:", Topic]]),
-        {ok, [_, _, _]} = query(Connection, ["EVALSHA", Sha, "1", "route:wildcards", Topic])
-    end;
+    Match = match(Pool),
+    fun(N) -> [_, _, _] = Match(emqx_redis_bench_data:topic(N)) end;
 operation(get_messages, #{pool := Pool}) ->
     Last = integer_to_binary(emqx_redis_bench_data:queue_length() - 1),
     fun(N) ->
@@ -58,6 +55,16 @@ operation(Operation, #{pool := Pool}) ->
             end
          || Command <- commands(Operation, N)
         ])
+    end.
+
+%% What finds all filters that match a topic name.
+match(Pool) ->
+    {ok, Sha} = query(element(1, Pool), ["SCRIPT", "LOAD", scan_script()]),
+    fun(Topic) ->
+        Connection = pick(Pool),
+        {ok, []} = query(Connection, ["SMEMBERS", ["route:", Topic]]),
+        {ok, Found} = query(Connection, ["EVALSHA", Sha, "1", "route:wildcards", Topic]),
+        Found
     end.
 
 ack_rate() ->
@@ -150,11 +157,11 @@ fill(get_messages, _Count, Connection) ->
         Message = #{id := Id, timestamp := Timestamp} <- [emqx_redis_bench_data:message(N)]
     ]);
 fill(match_routes, _Count, Connection) ->
+    fill_routes(emqx_redis_bench_data:filters(), Connection).
+
+fill_routes(Filters, Connection) ->
     Node = atom_to_binary(emqx_redis_bench_data:node_name()),
-    send_all(Connection, [
-        [["ZADD", "route:wildcards", "0", [Filter, $|, Node]]]
-     || Filter <- emqx_redis_bench_data:filters()
-    ]).
+    send_all(Connection, [[["ZADD", "route:wildcards", "0", [Filter, $|, Node]]] || Filter <- Filters]).
 
 fill_messages(Connection, From, Count) when From < Count ->
     To = min(From + 1000, Count),

@@ -2,7 +2,7 @@
 %% project set itself, then one table for the README.
 -module(emqx_redis_bench_report).
 
--export([heading/2, operation/2, ratios/1, markdown/1, number/1]).
+-export([heading/2, operation/2, ratios/1, markdown/1, number/1, thousands/1, plot/2]).
 
 heading(Server, #{rounds := Rounds, duration := Duration, warm_up := WarmUp}) ->
     io:format("~s, ~b cores; OTP ~s; ~s; ~s~n", [
@@ -85,6 +85,18 @@ markdown_operation(Operation, Result) ->
         end,
         limits(Result)
     ).
+
+%% Rows of figures for a plot, if the environment names a folder for them.
+plot(Name, Rows) ->
+    case os:getenv("PLOTS", "") of
+        "" ->
+            ok;
+        Folder ->
+            File = filename:join(Folder, Name),
+            ok = filelib:ensure_dir(File),
+            Lines = [[lists:join(" ", [io_lib:format("~p", [Figure]) || Figure <- Row]), $\n] || Row <- Rows],
+            file:write_file(File, Lines)
+    end.
 
 %% Internal
 

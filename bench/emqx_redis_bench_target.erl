@@ -1,7 +1,7 @@
 %% The servers that a cell of the benchmark runs against, and how the contestants reach them.
 -module(emqx_redis_bench_target).
 
--export([of_server/1, of_set/2, at_port/2, flush/1]).
+-export([of_server/1, of_set/2, at_port/2, flush/1, used_memory/1]).
 
 -export_type([target/0]).
 
@@ -41,3 +41,10 @@ flush(#{masters := Masters}) ->
     lists:foreach(
         fun(Master) -> <<"OK">> = emqx_redis_test_server:cli(Master, ["FLUSHALL"]) end, Masters
     ).
+
+%% In bytes.
+-spec used_memory(emqx_redis_test_server:server()) -> non_neg_integer().
+used_memory(Server) ->
+    Info = emqx_redis_test_server:cli(Server, ["INFO", "memory"]),
+    {match, [Digits]} = re:run(Info, "used_memory:(\\d+)", [{capture, [1], binary}]),
+    binary_to_integer(Digits).

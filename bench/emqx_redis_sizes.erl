@@ -16,9 +16,9 @@ main() ->
 
 row(Server, Name, Own, Store) ->
     _ = emqx_redis_test_server:cli(Server, ["FLUSHALL"]),
-    Before = used_memory(Server),
+    Before = emqx_redis_bench_target:used_memory(Server),
     [Store(I) || I <- lists:seq(1, ?ITEMS)],
-    Bytes = (used_memory(Server) - Before) / ?ITEMS,
+    Bytes = (emqx_redis_bench_target:used_memory(Server) - Before) / ?ITEMS,
     io:format("| ~ts | ~b | ~b | ~b |~n", [Name, Own, round(Bytes), round(Bytes) - Own]).
 
 %% Name, the bytes that the caller's data takes, and how the I-th is stored.
@@ -52,8 +52,3 @@ route(Filter) ->
 client(I) -> <<"meter-", (number(I, 10))/binary>>.
 
 number(I, Width) -> iolist_to_binary(io_lib:format("~*..0b", [Width, I])).
-
-used_memory(Server) ->
-    Info = emqx_redis_test_server:cli(Server, ["INFO", "memory"]),
-    {match, [Digits]} = re:run(Info, "used_memory:(\\d+)", [{capture, [1], binary}]),
-    binary_to_integer(Digits).

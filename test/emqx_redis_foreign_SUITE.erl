@@ -24,7 +24,9 @@ cases() ->
         garbage_where_a_session_should_be,
         garbage_where_a_message_should_be,
         a_message_of_another_type,
-        one_client_does_not_harm_the_others
+        one_client_does_not_harm_the_others,
+        what_a_trie_lost_is_put_back,
+        one_filter_does_not_harm_the_others
     ].
 
 init_per_group(Topology, Config) -> ?STORAGE:start([{topology, Topology} | Config]).
@@ -56,6 +58,9 @@ a_value_of_another_type_is_moved_away(Config) ->
     Remove = fun() -> emqx_redis_router:delete_route(Filter, node()) end,
     Match = fun() -> ?STORAGE:match_in_redis(<<"a/b">>) end,
     Topics = fun() -> emqx_redis_router:topics() end,
+    Subscribe = fun() -> emqx_redis_subscription:add_subscription(Filter, ?C, #{qos => 1}) end,
+    Unsubscribe = fun() -> emqx_redis_subscription:delete_subscription(Filter, ?C) end,
+    Subscribers = fun() -> subscribers(<<"a/b">>) end,
     Names = names(Config),
     %% In a cluster nothing is listed of a slot whose sessions are counted as none.
     Cases = [
@@ -70,7 +75,11 @@ a_value_of_another_type_is_moved_away(Config) ->
         {<<"sync:routes">>, [Add, Remove, Topics]},
         {<<"route:wildcards">>, [Add, Remove]},
         {<<"trie">>, [Add, Match]},
-        {<<"trie:a/+">>, [Add, Remove]}
+        {<<"trie:a/+">>, [Add, Remove]},
+        {<<"psub:a/+">>, [Subscribe, Unsubscribe]},
+        {<<"sync:psubs">>, [Subscribe, Unsubscribe]},
+        {<<"ptrie">>, [Subscribe, Subscribers]},
+        {<<"ptrie:a/+">>, [Subscribe, Unsubscribe]}
     ],
     [
         begin
@@ -175,7 +184,55 @@ one_client_does_not_harm_the_others(Config) ->
      || Opts <- [#{}, #{max_queue => 3}]
     ].
 
+%% In whatever way it was lost.
+what_a_trie_lost_is_put_back(Config) ->
+    Filters = [<<"a/+">>, <<"a/#">>, <<"$share/g/a/+">>, <<"$share/h/a/b">>],
+    Others = [<<"a/b">>, <<"b/+">>],
+    Nodes = [n1, n2],
+    Names = names(Config),
+    [
+        begin
+            ?STORAGE:reset(Config),
+            ok = emqx_redis_router:add_routes([{F, Node} || F <- Filters ++ Others, Node <- Nodes]),
+            All = [{F, ?C, #{qos => Qos}} || {Qos, F} <- lists:enumerate(0, Filters ++ Others)],
+            ok = emqx_redis_subscription:add_subscriptions(All),
+            {ok, _} = emqx_redis_subscription:match_subscriptions(<<"a/b">>),
+            _ = ?STORAGE:cli(Config, ["DEL", maps:get(Key, Names)]),
+            1 = ?STORAGE:cli(Config, ["LPUSH", maps:get(Key, Names), "theirs"]),
+            {error, {partial, _}} = Match(),
+            {ok, Found} = Match(),
+            ?assertEqual({Key, lists:sort(Expected(All))}, {Key, lists:sort(Found)})
+        end
+     || {Match, Expected, Keys} <- [
+            {
+                fun() -> ?STORAGE:match_in_redis(<<"a/b">>) end,
+                fun(_) -> [{F, Node} || F <- [<<"a/b">> | Filters], Node <- Nodes] end,
+                [<<"trie">>, <<"trie:a/+">>]
+            },
+            {
+                fun() -> subscribers(<<"a/b">>) end,
+                fun(All) -> [One || One = {F, _, _} <- All, F =/= <<"b/+">>] end,
+                [<<"ptrie">>, <<"ptrie:a/+">>]
+            }
+        ],
+        Key <- Keys
+    ].
+
+%% What stands where a filter's own clients were is moved away, whoever meets it.
+one_filter_does_not_harm_the_others(Config) ->
+    Names = names(Config),
+    ok = emqx_redis_subscription:add_subscription(<<"a/#">>, ?C, 2),
+    Key = maps:get(<<"psub:a/+">>, Names),
+    1 = ?STORAGE:cli(Config, ["DEL", Key]),
+    1 = ?STORAGE:cli(Config, ["LPUSH", Key, "theirs"]),
+    ?assertMatch({error, {partial, _}}, subscribers(<<"a/b">>)),
+    ?assertEqual({ok, [{<<"a/#">>, ?C, 2}]}, subscribers(<<"a/b">>)),
+    ?assertEqual(1, length(moved(Config))).
+
 %% Internal
+
+%% Asked of Redis, past the memory of this node.
+subscribers(Topic) -> emqx_redis_request:call({match_subscriptions, Topic}, undefined).
 
 %% What all that is stored of one client and one wildcard filter is called here.
 names(Config) ->
@@ -183,6 +240,7 @@ names(Config) ->
     ok = emqx_redis_session:save_session(?C, 1, #{epoch => Epoch}),
     ok = emqx_redis_message:store_message(?C, #{id => <<"m">>}),
     ok = emqx_redis_router:add_route(<<"a/+">>, node()),
+    ok = emqx_redis_subscription:add_subscription(<<"a/+">>, ?C, 1),
     ?STORAGE:named_keys(Config).
 
 is_partial({error, {partial, Text}}) -> is_binary(Text);

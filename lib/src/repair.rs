@@ -1,8 +1,8 @@
 //! What follows when an operation meets a foreign value at one of its keys: such values are moved out of
-//! the way, so that the operation works when it is tried again, and what the routes' trie lost with
+//! the way, so that the operation works when it is tried again, and what a trie of filters lost with
 //! that is put back.
 
-use bytes::Bytes;
+use std::collections::BTreeSet;
 
 use crate::context::Context;
 use crate::error::Error;
@@ -12,15 +12,15 @@ use crate::metrics::{Counter, OperationKind};
 use crate::outcome::{strings, TypedKeys};
 use crate::request::{Affinity, Operation, Step};
 use crate::resp::{Commands, Frame};
-use crate::route_scripts::{self, Change, Space, Stamp};
+use crate::route_scripts::{self, Space};
 use crate::router;
 use crate::scripts::{self, Script};
 use crate::topic::parse_filter;
 
 /// How long a value that was moved is kept.
 pub(crate) const KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
-/// Routes put back in one step.
-const ROUTES_STEP: usize = 200;
+/// Filters put back in one step.
+const FILTERS_STEP: usize = 200;
 
 /// The last steps of an operation that failed; they end with its error.
 pub struct Repair {
@@ -30,17 +30,17 @@ pub struct Repair {
     error: Error,
     /// Whether the operation changed data.
     is_write: bool,
-    /// The route shard whose routes are put back.
+    /// The route shard whose filters are put back.
     shard: u16,
     phase: Phase,
 }
 
 enum Phase {
     Quarantine,
-    /// Ask which routes the trie must hold.
-    ReadRoutes,
-    /// Add them again: that repairs whatever key of theirs went missing.
-    AddRoutes(Vec<(Vec<u8>, Vec<u8>)>),
+    /// Ask which filters the trie must hold.
+    ReadFilters(Space),
+    /// Put them back.
+    Restore(Space, Vec<Vec<u8>>),
 }
 
 impl Repair {
@@ -91,26 +91,48 @@ impl Repair {
         let Some(shard) = self.shard_of_keys(&context.keys) else {
             return self.done();
         };
-        let trie = context.keys.trie(shard);
-        let parts = context.keys.trie_routes(shard, b"");
-        let is_of_trie = |key: &Bytes| **key == *trie || key.starts_with(&parts);
-        if !moved.iter().any(is_of_trie) {
+        let keys = &context.keys;
+        let lost = |space| {
+            let (trie, parts) = match space {
+                Space::Routes => (keys.trie(shard), keys.trie_routes(shard, b"")),
+                Space::Subscriptions => (
+                    keys.subscriptions_trie(shard),
+                    keys.trie_filters(shard, b""),
+                ),
+            };
+            moved
+                .iter()
+                .any(|key| **key == *trie || key.starts_with(&parts))
+        };
+        // An operation is on one of the two.
+        let spaces = [Space::Routes, Space::Subscriptions];
+        let Some(space) = spaces.into_iter().find(|space| lost(*space)) else {
             return self.done();
-        }
+        };
         self.shard = shard;
-        self.phase = Phase::ReadRoutes;
+        self.phase = Phase::ReadFilters(space);
         Step::Again
     }
 
-    fn decode_routes(&mut self, context: &Context, replies: Vec<Frame>) -> Step {
-        let members = replies.into_iter().next().and_then(strings);
-        let routes = members.unwrap_or_default();
-        let routes = routes.iter().filter_map(|member| {
-            let (filter, node) = context.keys.split_wildcard_member(member)?;
-            parse_filter(filter).ok()?;
-            Some((filter.to_vec(), node.to_vec()))
-        });
-        self.phase = Phase::AddRoutes(routes.collect());
+    fn decode_filters(&mut self, context: &Context, space: Space, replies: Vec<Frame>) -> Step {
+        let members = replies
+            .into_iter()
+            .next()
+            .and_then(strings)
+            .unwrap_or_default();
+        let filters: BTreeSet<Vec<u8>> = members
+            .iter()
+            .filter_map(|member| match space {
+                Space::Routes => Some(context.keys.split_wildcard_member(member)?.0),
+                Space::Subscriptions => Some(&member[..]),
+            })
+            .filter(|filter| parse_filter(filter).is_ok_and(|filter| filter.needs_trie()))
+            .map(<[u8]>::to_vec)
+            .collect();
+        if filters.is_empty() {
+            return self.done();
+        }
+        self.phase = Phase::Restore(space, filters.into_iter().collect());
         Step::Again
     }
 }
@@ -135,24 +157,18 @@ impl Operation for Repair {
                     out.arg(kind.as_bytes()).arg(&context.keys.foreign(key));
                 }
             }
-            Phase::ReadRoutes => {
-                commands.command(&[b"ZRANGE", &context.keys.wildcards(self.shard), b"0", b"-1"]);
+            Phase::ReadFilters(space) => {
+                let index = match space {
+                    Space::Routes => context.keys.wildcards(self.shard),
+                    Space::Subscriptions => context.keys.subscriptions_index(self.shard),
+                };
+                commands.command(&[b"ZRANGE", &index, b"0", b"-1"]);
             }
-            Phase::AddRoutes(routes) => {
-                let micros = context.clock.now_micros();
-                for (filter, node) in routes.iter().rev().take(ROUTES_STEP) {
+            Phase::Restore(space, filters) => {
+                for filter in filters.iter().rev().take(FILTERS_STEP) {
                     if let Ok(filter) = parse_filter(filter) {
-                        let change = Change {
-                            space: Space::Routes,
-                            adds: Some(b""),
-                            destination: node,
-                            proof: b"",
-                        };
-                        let stamp = Stamp {
-                            micros,
-                            once: context.replica.once(),
-                        };
-                        let call = route_scripts::change(&context.keys, &filter, &change, &stamp);
+                        let call =
+                            route_scripts::restore(&context.keys, self.shard, *space, &filter);
                         router::encode(context, commands, &call);
                     }
                 }
@@ -166,13 +182,16 @@ impl Operation for Repair {
         }
         match &mut self.phase {
             Phase::Quarantine => self.decode_quarantine(context, replies),
-            Phase::ReadRoutes => self.decode_routes(context, replies),
-            Phase::AddRoutes(routes) => {
+            Phase::ReadFilters(space) => {
+                let space = *space;
+                self.decode_filters(context, space, replies)
+            }
+            Phase::Restore(_, filters) => {
                 if let Some(text) = replies.iter().find_map(Frame::error) {
-                    tracing::error!(error = %String::from_utf8_lossy(text), "a route could not be put back");
+                    tracing::error!(error = %String::from_utf8_lossy(text), "a filter could not be put back");
                 }
-                routes.truncate(routes.len().saturating_sub(ROUTES_STEP));
-                match routes.is_empty() {
+                filters.truncate(filters.len().saturating_sub(FILTERS_STEP));
+                match filters.is_empty() {
                     true => self.done(),
                     false => Step::Again,
                 }

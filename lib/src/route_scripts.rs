@@ -107,6 +107,34 @@ pub fn change(keys: &Keys, filter: &Filter, change: &Change<'_>, stamp: &Stamp) 
     }
 }
 
+/// The call that puts back what the trie has lost of a filter.
+pub(crate) fn restore(keys: &Keys, shard: u16, space: Space, filter: &Filter) -> ScriptCall {
+    let (full, real) = (filter.full.as_bytes(), filter.real.as_bytes());
+    let (space, all) = match space {
+        Space::Routes => (
+            b"r",
+            vec![
+                keys.route(shard, full),
+                keys.trie(shard),
+                keys.trie_routes(shard, real),
+            ],
+        ),
+        Space::Subscriptions => (
+            b"s",
+            vec![
+                keys.subscriptions(shard, full),
+                keys.subscriptions_trie(shard),
+                keys.trie_filters(shard, real),
+            ],
+        ),
+    };
+    ScriptCall {
+        script: Script::RestoreFilter,
+        keys: all,
+        args: vec![space.to_vec(), full.to_vec(), real.to_vec()],
+    }
+}
+
 /// All keys that a change of this filter can touch, in the order in which the scripts take them.
 pub(crate) fn change_keys(keys: &Keys, shard: u16, space: Space, filter: &Filter) -> TypedKeys {
     let (full, real) = (filter.full.as_bytes(), filter.real.as_bytes());

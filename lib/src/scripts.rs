@@ -40,6 +40,7 @@ scripts! {
     AddSubscription = ["feed", "trie_add", "add_subscription"];
     DeleteSubscription = ["feed", "trie_prune", "delete_subscription"];
     MatchSubscriptions = ["trie_walk", "match_subscriptions"];
+    RestoreFilter = ["trie_add", "restore_filter"];
     BeginFeed = ["feed", "begin_feed"];
     PageRoutes = ["cluster", "feed", "page_routes"];
     RenewLease = ["feed", "renew_lease"];

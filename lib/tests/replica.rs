@@ -85,7 +85,11 @@ impl Node {
                 .find(&context.keys, space, name, STEPS, false, |found| {
                     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                     let (of, options) = (text(found.destination), text(found.value));
-                    known.insert((found.filter.to_owned(), of, options));
+                    known.insert((
+                        String::from_utf8_lossy(found.filter).into_owned(),
+                        of,
+                        options,
+                    ));
                 });
             found.ok()?;
         }

@@ -18,7 +18,7 @@ use crate::reply::Caller;
 use crate::{atoms, request};
 
 /// Steps of a search, see `Table::find`, that take a scheduler a tenth of a millisecond or so.
-const STEPS: usize = 300;
+const STEPS: usize = 600;
 
 /// `match_in_memory(Space, Name)`: `{ok, Matches}`; or why there is no answer: `out_of_sync`, `busy`, `over_budget` (call
 /// `match_in_memory_dirty`), `stopped`, `{error, {invalid_topic, Reason}}`.
@@ -57,7 +57,8 @@ fn search<'a>(
     let context = engine.context();
     let mut list = Term::list_new_empty(env);
     let mut is_odd = false;
-    let visit = |it: Found<'_>| match encode(env, space, it) {
+    let mut last = LastNode::default();
+    let visit = |it: Found<'_>| match encode(env, space, it, &mut last) {
         Some(term) => list = list.list_prepend(term),
         None => is_odd = true,
     };
@@ -78,10 +79,33 @@ fn search<'a>(
     })
 }
 
-fn encode<'a>(env: Env<'a>, space: Space, found: Found<'_>) -> Option<Term<'a>> {
-    let filter = binary(env, found.filter.as_bytes());
+/// The node of the result before: mostly it is that of the next one, too.
+#[derive(Default)]
+struct LastNode<'a> {
+    name: Vec<u8>,
+    term: Option<Term<'a>>,
+}
+
+impl<'a> LastNode<'a> {
+    fn encode(&mut self, env: Env<'a>, name: &[u8]) -> Option<Term<'a>> {
+        if self.term.is_none() || self.name != name {
+            self.term = Some(make_atom(env, name).ok()?);
+            self.name.clear();
+            self.name.extend_from_slice(name);
+        }
+        self.term
+    }
+}
+
+fn encode<'a>(
+    env: Env<'a>,
+    space: Space,
+    found: Found<'_>,
+    last: &mut LastNode<'a>,
+) -> Option<Term<'a>> {
+    let filter = binary(env, found.filter);
     Some(match space {
-        Space::Routes => (filter, make_atom(env, found.destination).ok()?).encode(env),
+        Space::Routes => (filter, last.encode(env, found.destination)?).encode(env),
         Space::Subscriptions => {
             let options = codec::decode(env, found.value).ok()?;
             (filter, binary(env, found.destination), options).encode(env)

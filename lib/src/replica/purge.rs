@@ -166,7 +166,7 @@ impl Follower {
         loop {
             let next = tables.of(Space::Routes).scan(cursor, PURGED, |found| {
                 if found.destination == node {
-                    filters.push(found.filter.as_bytes().to_vec());
+                    filters.push(found.filter.to_vec());
                 }
             });
             searched += PURGED;

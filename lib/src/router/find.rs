@@ -73,10 +73,15 @@ impl Operation for Find {
             Ok(reply) => strings(reply),
             Err(step) => return step,
         };
-        if let Some([filter]) = reply.as_deref() {
-            let key = context.keys.trie_routes(shard, filter);
+        if let Some([key]) = reply.as_deref() {
             let error = Error::Partial(format!("WRONGTYPE at {}", key.escape_ascii()));
-            return Step::Repair(vec![(key, "set")], error);
+            let clients = context.keys.subscriptions(shard, b"");
+            let kind = if key.starts_with(&clients) {
+                "hash"
+            } else {
+                "set"
+            };
+            return Step::Repair(vec![(key.to_vec(), kind)], error);
         }
         Step::Done(match (reply, self.space) {
             (Some(flat), Space::Routes) if flat.len() % 2 == 0 => Ok(Answer::Routes(

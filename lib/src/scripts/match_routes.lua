@@ -3,8 +3,8 @@
 -- KEYS[1] route:{name}     KEYS[2] trie
 -- ARGV[1] name             ARGV[2] what stands before the real filter in trie:{real filter}
 --
--- Reply: filter, node, filter, node ... each pair once, in no order; or a real filter alone, where what stands
--- at its key is no set.
+-- Reply: filter, node, filter, node ... each pair once, in no order; or one key alone, where what
+-- stands there is of another type.
 -- Cost: that of trie_walk.lua, and one SMEMBERS for each real filter that matches.
 
 local name = ARGV[1]
@@ -22,7 +22,7 @@ end
 local walked = trie_walk(KEYS[2], name, function(filter)
   local members = redis.pcall('SMEMBERS', ARGV[2] .. filter)
   if members.err and string.find(members.err, 'WRONGTYPE', 1, true) then
-    foreign = foreign or filter
+    foreign = foreign or ARGV[2] .. filter
   elseif members.err then
     failure = failure or members
   else

@@ -4,14 +4,28 @@
 -- ARGV[1] name             ARGV[2] what stands before the real filter in ptrie:{real filter}
 -- ARGV[3] what stands before the filter in psub:{filter}
 --
--- Reply: filter, client id, options, filter, client id, options ... each once, in no order.
+-- Reply: filter, client id, options, filter, client id, options ... each once, in no order; or one key alone, where
+-- what stands there is of another type.
 -- Cost: that of trie_walk.lua, one SMEMBERS for each real filter that matches, one HGETALL for each filter.
 
 local name = ARGV[1]
 local reply = {}
+local foreign, failure
+
+-- What a command answers; an empty list where it fails.
+local function ask(command, key)
+  local found = redis.pcall(command, key)
+  if not found.err then return found end
+  if string.find(found.err, 'WRONGTYPE', 1, true) then
+    foreign = foreign or key
+  else
+    failure = failure or found
+  end
+  return {}
+end
 
 local function collect(filter, key)
-  local clients = redis.call('HGETALL', key)
+  local clients = ask('HGETALL', key)
   for i = 1, #clients, 2 do
     local size = #reply
     reply[size + 1], reply[size + 2], reply[size + 3] = filter, clients[i], clients[i + 1]
@@ -23,9 +37,12 @@ if string.sub(name, 1, 7) ~= '$share/' then
   collect(name, KEYS[1])
 end
 local walked = trie_walk(KEYS[2], name, function(real)
-  for _, filter in ipairs(redis.call('SMEMBERS', ARGV[2] .. real)) do
+  for _, filter in ipairs(ask('SMEMBERS', ARGV[2] .. real)) do
     collect(filter, ARGV[3] .. filter)
   end
 end)
 if not walked then return redis.error_reply('WRONGTYPE trie is damaged') end
-return reply
+if foreign then
+  return {foreign}
+end
+return failure or reply

@@ -33,7 +33,7 @@ enum Place {
 
 /// A filter, not all of whose routes have been visited.
 struct Within {
-    filter: String,
+    filter: Vec<u8>,
     slot: u32,
     born: u64,
     seen: Seen,
@@ -54,7 +54,7 @@ struct Walk<'a> {
     left: usize,
     within: Option<Within>,
     /// The full filter of a shared one.
-    shared: String,
+    shared: Vec<u8>,
 }
 
 /// The steps that are left are not enough.
@@ -95,14 +95,15 @@ impl Table {
             table: self,
             left: steps.max(1),
             within,
-            shared: String::new(),
+            shared: Vec::new(),
         };
         let (mut next, mut later) = (Some((ROOT, 0)), Vec::new());
         match place {
             Place::Exact => {
                 walk.spend(1);
                 let entry = self.exact(name);
-                if entry.is_some_and(|entry| walk.give(entry, name, &mut visit).is_err()) {
+                if entry.is_some_and(|entry| walk.give(entry, name.as_bytes(), &mut visit).is_err())
+                {
                     return Some(walk.cut(Place::Exact));
                 }
             }
@@ -141,7 +142,7 @@ impl Table {
                 if given.is_err() {
                     let place = match id {
                         ROOT => Place::Root,
-                        _ => Place::Levels(filter.filter(false).to_string()),
+                        _ => Place::Levels(text_of(filter.filter(false))),
                     };
                     return Some(walk.cut(place));
                 }
@@ -177,7 +178,7 @@ impl Table {
         let text = text.filter(false);
         let label = self.trie.node(id).label.as_str();
         let end = text.len() - label.len() + first_level(label).len();
-        Place::Levels(text[..end].to_string())
+        Place::Levels(text_of(&text[..end]))
     }
 
     /// The nodes that a walk still has to visit, and where in the name their levels begin, the next one last, when it
@@ -230,13 +231,13 @@ impl Walk<'_> {
     fn give(
         &mut self,
         entry: u32,
-        real: &str,
+        real: &[u8],
         visit: &mut impl FnMut(Found<'_>),
     ) -> Result<(), Cut> {
         let mut within = None;
         if let Some(it) = &self.within {
             // Of a node's two filters this one came first.
-            if it.filter.strip_suffix("/#") == Some(real) {
+            if it.filter.strip_suffix(b"/#") == Some(real) {
                 return Ok(());
             }
             if it.filter == real {
@@ -260,7 +261,7 @@ impl Walk<'_> {
     fn give_many(
         &mut self,
         many: &Many,
-        real: &str,
+        real: &[u8],
         within: Option<Within>,
         visit: &mut impl FnMut(Found<'_>),
     ) -> Result<(), Cut> {
@@ -282,7 +283,7 @@ impl Walk<'_> {
             slot += 1;
             if self.left == 0 && slot < end {
                 self.within = Some(Within {
-                    filter: real.to_string(),
+                    filter: real.to_vec(),
                     slot,
                     born: many.born,
                     seen,
@@ -296,7 +297,7 @@ impl Walk<'_> {
     fn give_route(
         &mut self,
         route: &Route,
-        real: &str,
+        real: &[u8],
         last: &mut u32,
         visit: &mut impl FnMut(Found<'_>),
     ) {
@@ -328,6 +329,11 @@ impl Seen {
         }
         is_new
     }
+}
+
+/// A filter's text is made of text.
+fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Where in a name's levels those of a label end, if they match. Takes off the steps that looking at it costs.

@@ -62,7 +62,7 @@ enum Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found<'a> {
     /// The filter as it was subscribed to, with the `$share/Group/` of a shared one.
-    pub filter: &'a str,
+    pub filter: &'a [u8],
     /// For instance a client id, or the name of a node.
     pub destination: &'a [u8],
     /// For instance subscription options.
@@ -298,14 +298,16 @@ impl Table {
     fn found<'a>(
         &'a self,
         route: &Route,
-        real: &'a str,
-        shared: &'a mut String,
+        real: &'a [u8],
+        shared: &'a mut Vec<u8>,
         last: &mut u32,
     ) -> Found<'a> {
         if route.group != NONE && route.group != *last {
-            let group = self.strings.text_of(route.group);
+            let group = self.strings.bytes_of(route.group);
             shared.clear();
-            shared.extend(["$share/", group, "/", real]);
+            [b"$share/", group, b"/", real]
+                .iter()
+                .for_each(|part| shared.extend_from_slice(part));
             *last = route.group;
         }
         Found {

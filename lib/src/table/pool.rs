@@ -50,12 +50,6 @@ impl Pool {
             .map_or(&[], |string| string.bytes.as_bytes())
     }
 
-    pub(super) fn text_of(&self, id: u32) -> &str {
-        self.strings
-            .get(id)
-            .map_or("", |string| string.bytes.as_str())
-    }
-
     /// Ends one use.
     pub(super) fn give_back(&mut self, state: &RandomState, id: u32) {
         if id == NONE {

@@ -25,7 +25,7 @@ impl Table {
         slots: usize,
         mut visit: impl FnMut(Found<'_>),
     ) -> Option<Cursor> {
-        let (mut real, mut shared) = (Text::default(), String::new());
+        let (mut real, mut shared) = (Text::default(), Vec::new());
         let mut left = slots.max(1);
         while cursor.entry < self.entries.end() {
             if left == 0 {
@@ -34,7 +34,7 @@ impl Table {
             left -= 1;
             if let Some(entry) = self.entries.get(cursor.entry) {
                 let real = match &entry.place {
-                    Place::Exact(name) => &**name,
+                    Place::Exact(name) => name.as_bytes(),
                     Place::Node { id, multi } => {
                         real.write(&self.trie, *id);
                         real.filter(*multi)

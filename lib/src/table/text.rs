@@ -39,10 +39,9 @@ impl Text {
     }
 
     /// The filter of the node that was written last: the one that ends there, or the one that goes on with `#`.
-    pub(super) fn filter(&self, multi: bool) -> &str {
+    pub(super) fn filter(&self, multi: bool) -> &[u8] {
         let end = self.bytes.len() - if multi { 0 } else { MULTI.len() };
-        let text = self.bytes.get(self.start..end).unwrap_or_default();
-        std::str::from_utf8(text).unwrap_or_default()
+        self.bytes.get(self.start..end).unwrap_or_default()
     }
 
     fn put(&mut self, label: &[u8]) {

@@ -13,8 +13,8 @@
 
 %% Routes added by one call.
 -define(CHUNK, 5000).
-%% Topic names that are asked for in turn.
--define(NAMES, 4096).
+%% Topic names that are asked for in turn: more than a processor's cache has the routes of.
+-define(NAMES, 65536).
 %% Matches between two looks at the clock.
 -define(STRIDE, 32).
 -type what() :: none | two | three | many.

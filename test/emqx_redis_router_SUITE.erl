@@ -26,6 +26,7 @@ cases() ->
         the_rules_of_mqtt,
         what_is_no_filter_or_name,
         many_filters,
+        many_filters_that_match,
         deep_filters,
         many_topics,
         changes_from_many_processes,
@@ -108,6 +109,28 @@ many_filters(_Config) ->
     ?assertEqual([<<"f/+/#">>, <<"f/77/+">>], filters(<<"f/77/x">>)),
     {ok, Topics} = ?ROUTER:topics(),
     ?assertEqual(lists:sort([<<"f/+/#">> | Filters]), lists:sort(Topics)).
+
+%% More than Redis, and a scheduler, look at in one go.
+many_filters_that_match(_Config) ->
+    Name = <<"a/a/a/a/a/a/a/a/a/a/a">>,
+    Filters = either_level(11),
+    ok = ?ROUTER:add_routes([{F, node()} || F <- Filters]),
+    Clients = [<<"c", (integer_to_binary(N))/binary>> || N <- lists:seq(1, 3000)],
+    ok = emqx_redis_subscription:add_subscriptions([{<<"a/#">>, C, qos1} || C <- Clients]),
+    {ok, InRedis} = ?STORAGE:match_in_redis(Name),
+    ?assertEqual(lists:sort([{F, node()} || F <- Filters]), lists:sort(InRedis)),
+    {ok, Found} = emqx_redis_request:call({match_subscriptions, Name}, undefined),
+    ?assertEqual(lists:sort([{<<"a/#">>, C, qos1} || C <- Clients]), lists:sort(Found)),
+    %% From memory, as soon as it is there.
+    emqx_redis_test_helpers:wait_until(fun() ->
+        lists:all(fun(#{in_sync := InSync}) -> InSync end, maps:get(routes, emqx_redis_storage:status()))
+    end),
+    ?assertEqual(lists:sort(Filters), filters(Name)),
+    {ok, Here} = emqx_redis_subscription:match_subscriptions(Name),
+    ?assertEqual(lists:sort(Found), lists:sort(Here)).
+
+either_level(1) -> [<<"a">>, <<"+">>];
+either_level(N) -> [<<F/binary, Level/binary>> || F <- either_level(N - 1), Level <- [<<"/a">>, <<"/+">>]].
 
 deep_filters(Config) ->
     [

@@ -165,11 +165,21 @@ fn feed_length(keys: &Keys, size: usize) -> usize {
     (most / keys.shards().len()).max(500)
 }
 
-/// The call that finds what matches a valid topic name in one route shard. It answers filter, node and so on, or
-/// filter, client, options and so on: each once, in no order.
-pub fn find(keys: &Keys, space: Space, shard: u16, name: &str) -> ScriptCall {
+/// The call that finds some of what matches a valid topic name in one route shard. It answers where to go on (`from` of
+/// the next call; empty at the end, as at the beginning), and filter, node and so on, or filter, client, options and so
+/// on: each once, in no order.
+///
+/// `limit` bounds the work about: nodes of the trie, and results. A single filter's are not parted.
+pub fn find(
+    keys: &Keys,
+    space: Space,
+    shard: u16,
+    name: &str,
+    from: &[u8],
+    limit: usize,
+) -> ScriptCall {
     let name = name.as_bytes();
-    match space {
+    let mut call = match space {
         Space::Routes => ScriptCall {
             script: Script::MatchRoutes,
             keys: vec![keys.route(shard, name), keys.trie(shard)],
@@ -187,5 +197,8 @@ pub fn find(keys: &Keys, space: Space, shard: u16, name: &str) -> ScriptCall {
                 keys.subscriptions(shard, b""),
             ],
         },
-    }
+    };
+    call.args.push(from.to_vec());
+    call.args.push(limit.to_string().into_bytes());
+    call
 }

@@ -18,6 +18,8 @@ struct Table {
     keys: Keys,
     redis: Connection,
     now: u64,
+    /// Nodes and results of one call of a match.
+    limit: usize,
 }
 
 impl Table {
@@ -26,6 +28,7 @@ impl Table {
             keys: Keys::new(prefix),
             redis: server.connection(),
             now: 1_000,
+            limit: 100_000,
         }
     }
 
@@ -85,10 +88,33 @@ impl Table {
         }
         let mut found = Vec::new();
         for shard in shards {
-            let call = route_scripts::find(&self.keys, Space::Routes, shard, name);
-            found.extend(self.run::<Vec<Route>>(&call)?);
+            let mut next = Some(Vec::new());
+            while let Some(from) = next {
+                let (routes, end) = self.try_match_some(shard, name, &from)?;
+                found.extend(routes);
+                next = end;
+            }
         }
         Ok(found)
+    }
+
+    /// Some of them, and where to go on.
+    fn try_match_some(
+        &mut self,
+        shard: u16,
+        name: &str,
+        from: &[u8],
+    ) -> RedisResult<(Vec<Route>, Option<Vec<u8>>)> {
+        let call = route_scripts::find(&self.keys, Space::Routes, shard, name, from, self.limit);
+        let reply: Vec<String> = self.run(&call)?;
+        let (place, found) = reply.split_first().expect("a place");
+        if place == "!" {
+            let text = format!("WRONGTYPE at {}", found[0]);
+            return Err((redis::ErrorKind::Extension, "foreign", text).into());
+        }
+        let routes = found.chunks(2).map(|it| route(&it[0], &it[1])).collect();
+        let place = place.clone().into_bytes();
+        Ok((routes, Some(place).filter(|place| !place.is_empty())))
     }
 
     fn add(&mut self, filter: &str, node: &str) -> bool {
@@ -295,9 +321,87 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 #[test]
 fn the_table_does_as_a_plain_list_does() {
     let server = RedisServer::start();
-    for prefix in ["", "{p}:"] {
-        does_as_a_plain_list_does(Table::new(&server, prefix), 600);
+    for (prefix, limit) in [("", 100_000), ("{p}:", 2)] {
+        let mut table = Table::new(&server, prefix);
+        table.limit = limit;
+        does_as_a_plain_list_does(table, 600);
     }
+}
+
+/// Between the pieces filters come and go.
+#[test]
+fn a_match_in_pieces_finds_what_stays_once() {
+    let server = RedisServer::start();
+    let table = std::cell::RefCell::new(Table::new(&server, ""));
+    let filter = || {
+        let level = prop::sample::select(vec!["a", "a", "b", "+", "+"]);
+        (prop::collection::vec(level, 1..5), any::<bool>()).prop_map(|(mut levels, multi)| {
+            if multi {
+                levels.push("#");
+            }
+            levels.join("/")
+        })
+    };
+    let change = move || (filter(), any::<bool>());
+    let cases = ProptestConfig::with_cases(300);
+    proptest!(cases, |(
+        before in prop::collection::vec(change(), 1..30),
+        between in prop::collection::vec(prop::collection::vec(change(), 0..3), 1..12),
+        limit in 1..6usize,
+        name in prop::sample::select(vec!["a/a/a", "a/b/a", "a/a/a/a"]),
+    )| {
+        let table = &mut *table.borrow_mut();
+        table.limit = limit;
+        let mut model = Model::default();
+        let _: () = table.command(&[b"FLUSHALL"]);
+        let apply = |table: &mut Table, model: &mut Model, (filter, adds): &(String, bool)| match adds {
+            true => {
+                table.add(filter, "n1");
+                model.0.insert(route(filter, "n1"));
+            }
+            false => {
+                table.delete(filter, "n1");
+                model.0.remove(&route(filter, "n1"));
+            }
+        };
+        before.iter().for_each(|(filter, _)| apply(table, &mut model, &(filter.clone(), true)));
+        let mut stays: BTreeSet<Route> = model.matching(name).into_iter().collect();
+        let (mut found, mut next, mut between) = (Vec::new(), Some(Vec::new()), between.iter());
+        while let Some(from) = next {
+            let (routes, end) = table.try_match_some(0, name, &from).expect("an answer");
+            found.extend(routes);
+            for change in between.next().into_iter().flatten() {
+                apply(table, &mut model, change);
+                if end.is_some() {
+                    let here = model.matching(name);
+                    stays.retain(|route| here.contains(route));
+                }
+            }
+            next = end;
+        }
+        for route in &stays {
+            prop_assert_eq!(found.iter().filter(|it| *it == route).count(), 1, "{:?}", route);
+        }
+    });
+}
+
+/// The way to where a match was to go on is gone.
+#[test]
+fn a_match_goes_on_beside_what_was_deleted() {
+    let server = RedisServer::start();
+    let mut table = Table::new(&server, "");
+    table.limit = 3;
+    for filter in ["a/a/a/+", "+/#"] {
+        table.add(filter, "n1");
+    }
+    let (found, next) = table.try_match_some(0, "a/a/a/a", b"").expect("an answer");
+    assert!(found.is_empty());
+    table.delete("a/a/a/+", "n1");
+    let from = next.expect("there is more");
+    let (found, _) = table
+        .try_match_some(0, "a/a/a/a", &from)
+        .expect("an answer");
+    assert_eq!(found, [route("+/#", "n1")]);
 }
 
 /// Spread over shards, on a server that refuses keys of several slots in one call.
@@ -307,6 +411,7 @@ fn the_sharded_table_does_as_a_plain_list_does() {
     for shards in [16, 1, 3] {
         let mut table = Table::new(&server, "");
         table.keys = Keys::clustered("p:");
+        table.limit = 1;
         assert!(table.keys.learn_shards(shards));
         does_as_a_plain_list_does(table, 250);
     }
@@ -552,12 +657,23 @@ fn filters_that_branch_at_each_level_all_match() {
         table.add(filter, "n1");
     }
     let name = ["a"; 13].join("/");
-    let found: BTreeSet<String> = table
-        .matching(&name)
-        .into_iter()
-        .map(|(filter, _)| filter)
-        .collect();
-    assert_eq!(found, filters);
+    // In pieces, of which none takes long, and that find each once.
+    table.limit = 500;
+    let (mut found, mut next, mut pieces) = (Vec::new(), Some(Vec::new()), 0);
+    while let Some(from) = next {
+        let (routes, end) = table.try_match_some(0, &name, &from).expect("an answer");
+        assert!(routes.len() <= table.limit, "{}", routes.len());
+        found.extend(routes.into_iter().map(|(filter, _)| filter));
+        (next, pieces) = (end, pieces + 1);
+    }
+    assert!((32..=64).contains(&pieces), "{pieces}");
+    found.sort();
+    assert!(found.iter().eq(&filters));
+    // So do those that lead to nothing.
+    let deeper = format!("{name}/a");
+    let (found, next) = table.try_match_some(0, &deeper, b"").expect("an answer");
+    assert!(found.is_empty() && next.is_some());
+    assert!(table.cost_of_matching(&deeper) < 2 * 16_384 + 33 * 2 * 13);
     assert_eq!(table.matching(&format!("{name}/a")), []);
     for filter in &filters {
         table.delete(filter, "n1");

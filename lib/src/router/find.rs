@@ -1,5 +1,7 @@
 //! Matching in Redis: where the tables in memory can't be trusted.
 
+use bytes::Bytes;
+
 use super::{encode, table_reply};
 use crate::context::Context;
 use crate::error::Error;
@@ -17,7 +19,13 @@ pub struct Find {
     space: Space,
     name: Vec<u8>,
     asked: Asked,
+    /// Where to go on.
+    from: Bytes,
+    found: Vec<Bytes>,
 }
+
+/// Nodes of the trie and results that are looked at in one go: Redis does nothing else for some milliseconds.
+const LIMIT: usize = 2_000;
 
 /// Which shards are asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +43,8 @@ impl Find {
             space,
             name,
             asked: Asked::All,
+            from: Bytes::new(),
+            found: Vec::new(),
         })
     }
 
@@ -63,7 +73,7 @@ impl Operation for Find {
             return;
         };
         let shard = self.shard(&context.keys);
-        let call = route_scripts::find(&context.keys, self.space, shard, name);
+        let call = route_scripts::find(&context.keys, self.space, shard, name, &self.from, LIMIT);
         encode(context, commands, &call);
     }
 
@@ -73,7 +83,10 @@ impl Operation for Find {
             Ok(reply) => strings(reply),
             Err(step) => return step,
         };
-        if let Some([key]) = reply.as_deref() {
+        let Some((place, found)) = reply.as_deref().and_then(<[Bytes]>::split_first) else {
+            return Step::Done(Err(Error::unexpected_reply("match_routes")));
+        };
+        if let (b"!", [key]) = (&place[..], found) {
             let error = Error::Partial(format!("WRONGTYPE at {}", key.escape_ascii()));
             let clients = context.keys.subscriptions(shard, b"");
             let kind = if key.starts_with(&clients) {
@@ -83,14 +96,22 @@ impl Operation for Find {
             };
             return Step::Repair(vec![(key.to_vec(), kind)], error);
         }
-        Step::Done(match (reply, self.space) {
-            (Some(flat), Space::Routes) if flat.len() % 2 == 0 => Ok(Answer::Routes(
-                flat.chunks_exact(2)
+        self.found.extend_from_slice(found);
+        if !place.is_empty() {
+            self.from = place.clone();
+            return Step::Again;
+        }
+        let found = std::mem::take(&mut self.found);
+        Step::Done(match self.space {
+            Space::Routes if found.len() % 2 == 0 => Ok(Answer::Routes(
+                found
+                    .chunks_exact(2)
                     .map(|it| (it[0].clone(), it[1].clone()))
                     .collect(),
             )),
-            (Some(flat), Space::Subscriptions) if flat.len() % 3 == 0 => Ok(Answer::Subscriptions(
-                flat.chunks_exact(3)
+            Space::Subscriptions if found.len() % 3 == 0 => Ok(Answer::Subscriptions(
+                found
+                    .chunks_exact(3)
                     .map(|it| (it[0].clone(), it[1].clone(), it[2].clone()))
                     .collect(),
             )),
@@ -114,6 +135,8 @@ impl Operation for Find {
                 space: self.space,
                 name: self.name.clone(),
                 asked,
+                from: Bytes::new(),
+                found: Vec::new(),
             }) as Box<dyn Operation>
         };
         Some(vec![part(Asked::OfName), part(Asked::OfWildcards)])

@@ -3,13 +3,14 @@
 -- KEYS[1] psub:{name}      KEYS[2] ptrie
 -- ARGV[1] name             ARGV[2] what stands before the real filter in ptrie:{real filter}
 -- ARGV[3] what stands before the filter in psub:{filter}
+-- ARGV[4] where to go on, or empty      ARGV[5] about how many nodes and results at once
 --
--- Reply: filter, client id, options, filter, client id, options ... each once, in no order; or one key alone, where
--- what stands there is of another type.
+-- Reply: where to go on, or empty at the end; then filter, client id, options, filter, client id, options ... each once,
+-- in no order. Or `!` and a key, where what stands there is of another type.
 -- Cost: that of trie_walk.lua, one SMEMBERS for each real filter that matches, one HGETALL for each filter.
 
 local name = ARGV[1]
-local reply = {}
+local reply = {''}
 local foreign, failure
 
 -- What a command answers; an empty list where it fails.
@@ -33,16 +34,19 @@ local function collect(filter, key)
 end
 
 -- A name can look like a shared filter, but that filter does not match it.
-if string.sub(name, 1, 7) ~= '$share/' then
+if ARGV[4] == '' and string.sub(name, 1, 7) ~= '$share/' then
   collect(name, KEYS[1])
 end
-local walked = trie_walk(KEYS[2], name, function(real)
+local walked, place = trie_walk(KEYS[2], name, ARGV[4], tonumber(ARGV[5]), function(real)
+  local size = #reply
   for _, filter in ipairs(ask('SMEMBERS', ARGV[2] .. real)) do
     collect(filter, ARGV[3] .. filter)
   end
+  return (#reply - size) / 3
 end)
 if not walked then return redis.error_reply('WRONGTYPE trie is damaged') end
 if foreign then
-  return {foreign}
+  return {'!', foreign}
 end
+reply[1] = place
 return failure or reply

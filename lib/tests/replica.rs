@@ -97,15 +97,21 @@ impl Node {
     }
 
     fn count(&self, space: Space) -> usize {
-        let status = self.engine.context().replica.status();
-        let sizes = status
-            .iter()
-            .map(|it| it.sizes.as_ref().expect("a free table"));
-        let counts = sizes.map(|it| match space {
-            Space::Routes => it.routes,
-            Space::Subscriptions => it.subscriptions,
-        });
-        counts.sum()
+        loop {
+            let status = self.engine.context().replica.status();
+            let counts = status.iter().map(|it| {
+                let sizes = it.sizes.as_ref()?;
+                Some(match space {
+                    Space::Routes => sizes.routes,
+                    Space::Subscriptions => sizes.subscriptions,
+                })
+            });
+            // None while a table is being changed.
+            if let Some(count) = counts.sum() {
+                return count;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -428,4 +434,51 @@ fn a_burst_of_changes_stays_correct() {
         });
     }
     assert_eq!(stored(&server, &nodes[0], Space::Routes).len(), 10 * EACH);
+}
+
+/// The feed is cut off for ten nodes at once: each reads 20,000 routes anew, and Redis serves others meanwhile.
+#[test]
+fn many_nodes_that_read_the_table_at_once_leave_redis_to_others() {
+    const ROUTES: usize = 20_000;
+    let server = RedisServer::start();
+    let nodes = nodes(&config(&server), 10);
+    let items: Items = (0..ROUTES)
+        .map(|number| format!("site/{number}/+"))
+        .map(|filter| (filter.into_bytes(), b"n0".to_vec(), Vec::new()))
+        .collect();
+    for some in items.chunks(1_000) {
+        let reply = nodes[0].submit(Space::Routes, true, some.to_vec());
+        reply.recv().expect("an answer").expect("added routes");
+    }
+    let all_know = || {
+        let knows = |node: &Node| node.count(Space::Routes) == ROUTES;
+        nodes
+            .iter()
+            .all(|node| knows(node) && node.knows(Space::Routes, &names()).is_some())
+    };
+    wait_until("the routes are not known", all_know);
+    let resyncs = || -> u64 {
+        let count = |node: &Node| node.engine.context().metrics.get(Counter::Resyncs);
+        nodes.iter().map(count).sum()
+    };
+    let before = resyncs();
+    let mut connection = server.connection();
+    shell(&server, "DEL feed");
+    let (start, mut pings) = (Instant::now(), Vec::new());
+    while resyncs() < before + 10 || !all_know() {
+        let sent = Instant::now();
+        redis::cmd("PING").exec(&mut connection).expect("an answer");
+        pings.push(sent.elapsed());
+        assert!(start.elapsed() < SOON, "{} of 10", resyncs() - before);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    pings.sort();
+    let (median, most) = (pings[pings.len() / 2], pings[pings.len() - 1]);
+    assert!(pings.len() > 20, "{}", pings.len());
+    assert!(median < Duration::from_millis(20), "{median:?}");
+    assert!(most < Duration::from_millis(500), "{most:?}");
+    println!(
+        "ten tables in {:?}, pings {median:?}, {most:?}",
+        start.elapsed()
+    );
 }

@@ -61,7 +61,7 @@ fn main() {
             .collect();
         let matches: Vec<ScriptCall> = names
             .iter()
-            .map(|name| route_scripts::find(&keys, Space::Routes, 0, name))
+            .map(|name| route_scripts::find(&keys, Space::Routes, 0, name, b"", 2_000))
             .collect();
         let (server_us, trip_us, replies) = run(&mut redis, Script::MatchRoutes.text(), &matches);
         let scans: Vec<ScriptCall> = matches[..(2_000_000 / count).clamp(5, 500) as usize]
@@ -110,7 +110,7 @@ fn measure_worst_cases(keys: &Keys) {
         let before = memory(&mut redis);
         let (add, _, _) = run(&mut redis, Script::AddRoute.text(), &adds);
         let kib = (memory(&mut redis) - before) / 1024;
-        let matches = vec![route_scripts::find(keys, Space::Routes, 0, name); 20];
+        let matches = vec![route_scripts::find(keys, Space::Routes, 0, name, b"", 2_000); 20];
         let (server_us, _, replies) = run(&mut redis, Script::MatchRoutes.text(), &matches);
         let (delete, _, _) = run(&mut redis, Script::DeleteRoute.text(), &deletes);
         let hits = replies / 2 / matches.len();

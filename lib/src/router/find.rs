@@ -103,13 +103,13 @@ impl Operation for Find {
         }
         let found = std::mem::take(&mut self.found);
         Step::Done(match self.space {
-            Space::Routes if found.len() % 2 == 0 => Ok(Answer::Routes(
+            Space::Routes if found.len().is_multiple_of(2) => Ok(Answer::Routes(
                 found
                     .chunks_exact(2)
                     .map(|it| (it[0].clone(), it[1].clone()))
                     .collect(),
             )),
-            Space::Subscriptions if found.len() % 3 == 0 => Ok(Answer::Subscriptions(
+            Space::Subscriptions if found.len().is_multiple_of(3) => Ok(Answer::Subscriptions(
                 found
                     .chunks_exact(3)
                     .map(|it| (it[0].clone(), it[1].clone(), it[2].clone()))

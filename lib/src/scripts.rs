@@ -36,10 +36,10 @@ scripts! {
     Quarantine = ["quarantine"];
     AddRoute = ["feed", "trie_add", "add_route"];
     DeleteRoute = ["feed", "trie_prune", "delete_route"];
-    MatchRoutes = ["trie_walk", "match_routes"];
+    MatchRoutes = ["cluster", "trie_walk", "match_routes"];
     AddSubscription = ["feed", "trie_add", "add_subscription"];
     DeleteSubscription = ["feed", "trie_prune", "delete_subscription"];
-    MatchSubscriptions = ["trie_walk", "match_subscriptions"];
+    MatchSubscriptions = ["cluster", "trie_walk", "match_subscriptions"];
     RestoreFilter = ["trie_add", "restore_filter"];
     BeginFeed = ["feed", "begin_feed"];
     PageRoutes = ["cluster", "feed", "page_routes"];

@@ -334,8 +334,10 @@ fn a_match_in_pieces_finds_what_stays_once() {
     let server = RedisServer::start();
     let table = std::cell::RefCell::new(Table::new(&server, ""));
     let filter = || {
-        let level = prop::sample::select(vec!["a", "a", "b", "+", "+"]);
-        (prop::collection::vec(level, 1..5), any::<bool>()).prop_map(|(mut levels, multi)| {
+        let level = prop::sample::select(vec!["a", "a", "b", "", "$a", "+", "+", "+"]);
+        let levels = prop::collection::vec(level, 1..5);
+        let levels = levels.prop_filter("a filter is not empty", |levels| levels[..] != [""]);
+        (levels, any::<bool>()).prop_map(|(mut levels, multi)| {
             if multi {
                 levels.push("#");
             }
@@ -348,7 +350,7 @@ fn a_match_in_pieces_finds_what_stays_once() {
         before in prop::collection::vec(change(), 1..30),
         between in prop::collection::vec(prop::collection::vec(change(), 0..3), 1..12),
         limit in 1..6usize,
-        name in prop::sample::select(vec!["a/a/a", "a/b/a", "a/a/a/a"]),
+        name in prop::sample::select(vec!["a/a/a", "a/b/a", "a/a/a/a", "a/", "a//a", "/a", "$a/a", "$a//a"]),
     )| {
         let table = &mut *table.borrow_mut();
         table.limit = limit;

@@ -161,8 +161,8 @@ impl Replica {
             && self.micros(now) - caught_up.min(self.micros(now)) <= MAX_LAG.as_micros() as u64
     }
 
-    /// Visits what matches a valid topic name, if the tables are known to be true, or were once and that is enough. `steps` bounds the work, see
-    /// [`Table::find`](crate::table::Table::find).
+    /// Visits what matches a valid topic name, if the tables are known to be true, or were once and that is enough.
+    /// `steps` bounds the work, see [`Table::find`](crate::table::Table::find).
     pub fn find(
         &self,
         keys: &Keys,

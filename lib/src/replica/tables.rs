@@ -11,7 +11,8 @@ use crate::route_scripts::Space;
 use crate::table::{Found, Position, Table};
 use crate::topic::parse_filter;
 
-/// Steps of a search that a writer may be kept waiting for, see [`Table::find`].
+/// Steps of a search that a writer may be kept waiting for, see [`Table::find`]; to find the place where it goes on takes
+/// a step more for each level on the way.
 const SLICE: usize = 300;
 
 /// Attempts to get the lock without waiting for it.

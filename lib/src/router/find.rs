@@ -13,8 +13,8 @@ use crate::resp::{Commands, Frame};
 use crate::route_scripts::{self, Space};
 use crate::topic::{validate_name, TopicError};
 
-/// Finds in Redis the routes, or the subscriptions, that match a topic name. In a cluster they are in two shards: that of the name's first
-/// level, and that of the filters that begin with a wildcard.
+/// Finds in Redis the routes, or the subscriptions, that match a topic name. In a cluster they are in two shards: that of
+/// the name's first level, and that of the filters that begin with a wildcard.
 pub struct Find {
     space: Space,
     name: Vec<u8>,
@@ -24,7 +24,8 @@ pub struct Find {
     found: Vec<Bytes>,
 }
 
-/// Nodes of the trie and results that are looked at in one go: Redis does nothing else for some milliseconds.
+/// Nodes of the trie and results that are looked at in one go, one filter's own more at most: Redis does nothing else
+/// meanwhile, for some milliseconds where no filter has very many.
 const LIMIT: usize = 2_000;
 
 /// Which shards are asked.

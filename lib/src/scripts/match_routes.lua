@@ -4,8 +4,8 @@
 -- ARGV[1] name             ARGV[2] what stands before the real filter in trie:{real filter}
 -- ARGV[3] where to go on, or empty      ARGV[4] about how many nodes and results at once
 --
--- Reply: where to go on, or empty at the end; then filter, node, filter, node ... each pair once, in no order. Or `!` and
--- a key, where what stands there is of another type.
+-- Reply: where to go on, or empty at the end; then filter, node, filter, node ... each pair once, in no order. Or
+-- `!` and a key, where what stands there is of another type.
 -- Cost: that of trie_walk.lua, and one SMEMBERS for each real filter that matches.
 
 local name = ARGV[1]
@@ -28,6 +28,8 @@ local walked, place = trie_walk(KEYS[2], name, ARGV[3], tonumber(ARGV[4]), funct
   elseif members.err then
     failure = failure or members
   else
+    -- A slot on its way: fails the script where the key has yet to come.
+    if #members == 0 then is_missing(ARGV[2] .. filter, KEYS[2]) end
     for _, member in ipairs(members) do
       reply[#reply + 1], reply[#reply + 2] = string.match(member, '^(.*)|(.*)$')
     end

@@ -5,18 +5,22 @@
 -- ARGV[3] what stands before the filter in psub:{filter}
 -- ARGV[4] where to go on, or empty      ARGV[5] about how many nodes and results at once
 --
--- Reply: where to go on, or empty at the end; then filter, client id, options, filter, client id, options ... each once,
--- in no order. Or `!` and a key, where what stands there is of another type.
+-- Reply: where to go on, or empty at the end; then filter, client id, options, filter, client id, options ... each
+-- once, in no order. Or `!` and a key, where what stands there is of another type.
 -- Cost: that of trie_walk.lua, one SMEMBERS for each real filter that matches, one HGETALL for each filter.
 
 local name = ARGV[1]
 local reply = {''}
 local foreign, failure
 
--- What a command answers; an empty list where it fails.
+-- What a command answers; an empty list where it fails. A key that is missing is on its way to another server with
+-- its slot: that fails the script.
 local function ask(command, key)
   local found = redis.pcall(command, key)
-  if not found.err then return found end
+  if not found.err then
+    if #found == 0 then is_missing(key, KEYS[2]) end
+    return found
+  end
   if string.find(found.err, 'WRONGTYPE', 1, true) then
     foreign = foreign or key
   else
@@ -25,8 +29,7 @@ local function ask(command, key)
   return {}
 end
 
-local function collect(filter, key)
-  local clients = ask('HGETALL', key)
+local function collect(filter, clients)
   for i = 1, #clients, 2 do
     local size = #reply
     reply[size + 1], reply[size + 2], reply[size + 3] = filter, clients[i], clients[i + 1]
@@ -35,12 +38,12 @@ end
 
 -- A name can look like a shared filter, but that filter does not match it.
 if ARGV[4] == '' and string.sub(name, 1, 7) ~= '$share/' then
-  collect(name, KEYS[1])
+  collect(name, redis.call('HGETALL', KEYS[1]))
 end
 local walked, place = trie_walk(KEYS[2], name, ARGV[4], tonumber(ARGV[5]), function(real)
   local size = #reply
   for _, filter in ipairs(ask('SMEMBERS', ARGV[2] .. real)) do
-    collect(filter, ARGV[3] .. filter)
+    collect(filter, ask('HGETALL', ARGV[3] .. filter))
   end
   return (#reply - size) / 3
 end)

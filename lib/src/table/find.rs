@@ -197,7 +197,7 @@ impl Table {
             };
             let label = self.trie.node(child).label.as_bytes();
             let end = common(label, rest.as_bytes());
-            if end == rest.len() || (end < label.len() && label[end + 1] == b'+') {
+            if end == rest.len() || label.get(end + 1) == Some(&b'+') {
                 later.push((child, start));
                 break;
             }

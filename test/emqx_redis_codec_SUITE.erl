@@ -303,7 +303,7 @@ mutated_input(_Config) ->
             holds(fun is_answered/1, lists:foldl(fun mutate/2, Bytes, Mutations))
         end
     ),
-    check(Property, 5000).
+    check(Property, 3000).
 
 %% 256 containers are the limit, also on the smallest stacks that schedulers can be given.
 depth_is_bounded(_Config) ->

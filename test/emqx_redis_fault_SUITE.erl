@@ -6,7 +6,7 @@
 
 -compile([export_all, nowarn_export_all]).
 
--define(SECONDS, "30").
+-define(SECONDS, "22").
 
 suite() ->
     [{timetrap, {minutes, 5}}].

@@ -26,6 +26,7 @@ cases() ->
         a_message_of_another_type,
         one_client_does_not_harm_the_others,
         what_a_trie_lost_is_put_back,
+        a_trie_that_is_not_whole_answers_nothing,
         one_filter_does_not_harm_the_others
     ].
 
@@ -216,6 +217,29 @@ what_a_trie_lost_is_put_back(Config) ->
             }
         ],
         Key <- Keys
+    ].
+
+%% Whoever began to put it back may have died meanwhile.
+a_trie_that_is_not_whole_answers_nothing(Config) ->
+    Others = [<<"a/#">>, <<"+/b">>],
+    Names = names(Config),
+    Trie = maps:get(<<"trie">>, Names),
+    [
+        begin
+            ?STORAGE:reset(Config),
+            ok = emqx_redis_router:add_routes([{F, n1} || F <- [<<"a/+">> | Filters]]),
+            _ = Last =/= <<>> orelse ?STORAGE:cli(Config, ["DEL", Trie]),
+            1 = ?STORAGE:cli(Config, ["HSET", Trie, "restoring", Last]),
+            %% Also where its last filter goes meanwhile.
+            ok = emqx_redis_router:delete_route(<<"a/+">>, n1),
+            ?assertMatch({error, {partial, _}}, ?STORAGE:match_in_redis(<<"a/b">>)),
+            {ok, Found} = ?STORAGE:match_in_redis(<<"a/b">>),
+            ?assertEqual(lists:sort([{F, n1} || F <- Filters]), lists:sort(Found)),
+            ?assertEqual(undefined, ?STORAGE:cli(Config, ["HGET", Trie, "restoring"])),
+            [ok = emqx_redis_router:delete_route(F, n1) || F <- Filters],
+            ?assertEqual([<<"meta">>], ?STORAGE:keys(Config))
+        end
+     || Last <- [<<>>, <<"+/b">>], Filters <- [Others, []]
     ].
 
 %% What stands where a filter's own clients were is moved away, whoever meets it.

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
+
 use crate::context::Context;
 use crate::error::Error;
 use crate::hash_slot::hash_slot;
@@ -28,6 +30,8 @@ pub struct Repair {
     affinity: Vec<u64>,
     keys: TypedKeys,
     error: Error,
+    /// Whether it failed since a trie has yet to be restored.
+    is_restoring: bool,
     /// Whether the operation changed data.
     is_write: bool,
     /// The route shard whose filters are put back.
@@ -39,19 +43,24 @@ enum Phase {
     Quarantine,
     /// Ask which filters the trie must hold.
     ReadFilters(Space),
-    /// Put them back.
+    /// Put them back, the last of the list first.
     Restore(Space, Vec<Vec<u8>>),
+    /// The trie is whole.
+    End(Space),
 }
 
 impl Repair {
     /// What follows an operation on these things that failed with `error`, since a value of another type may stand
     /// at one of the keys.
     pub fn new(kind: OperationKind, affinity: Vec<u64>, keys: TypedKeys, error: Error) -> Self {
+        let is_restoring =
+            matches!(&error, Error::Partial(text) if text.contains("is being restored"));
         Repair {
             kind,
             affinity,
             keys,
             error,
+            is_restoring,
             is_write: false,
             shard: 0,
             phase: Phase::Quarantine,
@@ -91,22 +100,15 @@ impl Repair {
         let Some(shard) = self.shard_of_keys(&context.keys) else {
             return self.done();
         };
-        let keys = &context.keys;
-        let lost = |space| {
-            let (trie, parts) = match space {
-                Space::Routes => (keys.trie(shard), keys.trie_routes(shard, b"")),
-                Space::Subscriptions => (
-                    keys.subscriptions_trie(shard),
-                    keys.trie_filters(shard, b""),
-                ),
-            };
-            moved
-                .iter()
-                .any(|key| **key == *trie || key.starts_with(&parts))
-        };
         // An operation is on one of the two.
         let spaces = [Space::Routes, Space::Subscriptions];
-        let Some(space) = spaces.into_iter().find(|space| lost(*space)) else {
+        let lost = |space: &Space| {
+            let (trie, parts) = trie_keys(&context.keys, *space, shard);
+            let is_of_trie = |key: &Bytes| **key == *trie || key.starts_with(&parts);
+            moved.iter().any(is_of_trie)
+                || self.is_restoring && self.keys.iter().any(|(key, _)| *key == trie)
+        };
+        let Some(space) = spaces.into_iter().find(lost) else {
             return self.done();
         };
         self.shard = shard;
@@ -115,11 +117,15 @@ impl Repair {
     }
 
     fn decode_filters(&mut self, context: &Context, space: Space, replies: Vec<Frame>) -> Step {
-        let members = replies
-            .into_iter()
-            .next()
-            .and_then(strings)
-            .unwrap_or_default();
+        if let Some(text) = replies.iter().find_map(Frame::error) {
+            return self.give_up(text);
+        }
+        let mut replies = replies.into_iter();
+        let Some(Frame::Bulk(last)) = replies.next() else {
+            // Another call has come to the end.
+            return self.done();
+        };
+        let members = replies.next().and_then(strings).unwrap_or_default();
         let filters: BTreeSet<Vec<u8>> = members
             .iter()
             .filter_map(|member| match space {
@@ -127,13 +133,31 @@ impl Repair {
                 Space::Subscriptions => Some(&member[..]),
             })
             .filter(|filter| parse_filter(filter).is_ok_and(|filter| filter.needs_trie()))
+            .filter(|filter| last.is_empty() || **filter > *last)
             .map(<[u8]>::to_vec)
             .collect();
-        if filters.is_empty() {
-            return self.done();
-        }
-        self.phase = Phase::Restore(space, filters.into_iter().collect());
+        self.phase = match filters.is_empty() {
+            true => Phase::End(space),
+            false => Phase::Restore(space, filters.into_iter().rev().collect()),
+        };
         Step::Again
+    }
+
+    /// The mark stays, and with it matches that ask Redis fail: the next one tries again.
+    fn give_up(&self, text: &[u8]) -> Step {
+        tracing::error!(error = %String::from_utf8_lossy(text), "a trie of filters could not be restored");
+        self.done()
+    }
+}
+
+/// The trie of a space, and what the keys of its parts begin with.
+fn trie_keys(keys: &Keys, space: Space, shard: u16) -> (Vec<u8>, Vec<u8>) {
+    match space {
+        Space::Routes => (keys.trie(shard), keys.trie_routes(shard, b"")),
+        Space::Subscriptions => (
+            keys.subscriptions_trie(shard),
+            keys.trie_filters(shard, b""),
+        ),
     }
 }
 
@@ -150,11 +174,19 @@ impl Operation for Repair {
         match &self.phase {
             Phase::Quarantine => {
                 let keys: Vec<&[u8]> = self.keys.iter().map(|(key, _)| key.as_slice()).collect();
-                let arguments = 1 + 2 * keys.len();
+                let shard = self.shard_of_keys(&context.keys);
+                let tries: Vec<_> = [Space::Routes, Space::Subscriptions]
+                    .into_iter()
+                    .filter_map(|space| Some(trie_keys(&context.keys, space, shard?)))
+                    .collect();
+                let arguments = 1 + 2 * keys.len() + 2 * tries.len();
                 let out = scripts::call(context, commands, Script::Quarantine, &keys, arguments);
                 out.int(KEPT_MS);
                 for (key, kind) in &self.keys {
                     out.arg(kind.as_bytes()).arg(&context.keys.foreign(key));
+                }
+                for (trie, parts) in &tries {
+                    out.arg(trie).arg(parts);
                 }
             }
             Phase::ReadFilters(space) => {
@@ -162,7 +194,13 @@ impl Operation for Repair {
                     Space::Routes => context.keys.wildcards(self.shard),
                     Space::Subscriptions => context.keys.subscriptions_index(self.shard),
                 };
+                let (trie, _) = trie_keys(&context.keys, *space, self.shard);
+                commands.command(&[b"HGET", &trie, b"restoring"]);
                 commands.command(&[b"ZRANGE", &index, b"0", b"-1"]);
+            }
+            Phase::End(space) => {
+                let (trie, _) = trie_keys(&context.keys, *space, self.shard);
+                commands.command(&[b"HDEL", &trie, b"restoring"]);
             }
             Phase::Restore(space, filters) => {
                 for filter in filters.iter().rev().take(FILTERS_STEP) {
@@ -186,16 +224,20 @@ impl Operation for Repair {
                 let space = *space;
                 self.decode_filters(context, space, replies)
             }
-            Phase::Restore(_, filters) => {
+            Phase::Restore(space, filters) => {
                 if let Some(text) = replies.iter().find_map(Frame::error) {
-                    tracing::error!(error = %String::from_utf8_lossy(text), "a filter could not be put back");
+                    return self.give_up(text);
                 }
                 filters.truncate(filters.len().saturating_sub(FILTERS_STEP));
-                match filters.is_empty() {
-                    true => self.done(),
-                    false => Step::Again,
+                if filters.is_empty() {
+                    self.phase = Phase::End(*space);
                 }
+                Step::Again
             }
+            Phase::End(_) => match replies.iter().find_map(Frame::error) {
+                Some(text) => self.give_up(text),
+                None => self.done(),
+            },
         }
     }
 

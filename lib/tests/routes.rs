@@ -324,7 +324,7 @@ fn the_table_does_as_a_plain_list_does() {
     for (prefix, limit) in [("", 100_000), ("{p}:", 2)] {
         let mut table = Table::new(&server, prefix);
         table.limit = limit;
-        does_as_a_plain_list_does(table, 600);
+        does_as_a_plain_list_does(table, 400);
     }
 }
 
@@ -415,7 +415,7 @@ fn the_sharded_table_does_as_a_plain_list_does() {
         table.keys = Keys::clustered("p:");
         table.limit = 1;
         assert!(table.keys.learn_shards(shards));
-        does_as_a_plain_list_does(table, 250);
+        does_as_a_plain_list_does(table, 150);
     }
 }
 

@@ -191,7 +191,7 @@ fn value(number: u8) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn a_table_is_as_a_list(
@@ -296,7 +296,7 @@ fn take(step: &Step, table: &mut Table, model: &mut Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    #![proptest_config(ProptestConfig::with_cases(600))]
 
     #[test]
     fn a_match_in_slices_finds_what_stays_once(

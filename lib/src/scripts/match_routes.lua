@@ -36,7 +36,7 @@ local walked, place = trie_walk(KEYS[2], name, ARGV[3], tonumber(ARGV[4]), funct
   end
   return (#reply - size) / 2
 end)
-if not walked then return redis.error_reply('WRONGTYPE trie is damaged') end
+if not walked then return redis.error_reply(place) end
 if foreign then
   return {'!', foreign}
 end

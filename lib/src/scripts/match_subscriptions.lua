@@ -47,7 +47,7 @@ local walked, place = trie_walk(KEYS[2], name, ARGV[4], tonumber(ARGV[5]), funct
   end
   return (#reply - size) / 3
 end)
-if not walked then return redis.error_reply('WRONGTYPE trie is damaged') end
+if not walked then return redis.error_reply(place) end
 if foreign then
   return {'!', foreign}
 end

@@ -4,6 +4,8 @@
 -- ARGV: 1 how long what was moved is kept (ms), then for each key: its type, as TYPE says it, and what its
 --       value is moved to without the time; `integer' is a string of a number that is not negative and that
 --       Lua holds exactly
+--       Then for each trie in the keys' slot: its key, and what the keys of its parts begin with. A trie that lost
+--       anything is marked as one that is being restored; see trie_walk.lua.
 -- Answers the keys that were moved. Cost: O(keys).
 local call = redis.call
 local moved = {}
@@ -20,6 +22,12 @@ for i, key in ipairs(KEYS) do
     call('RENAME', key, name)
     call('PEXPIRE', name, ARGV[1])
     moved[#moved + 1] = key
+  end
+end
+for i = 2 * #KEYS + 2, #ARGV, 2 do
+  local trie, parts = ARGV[i], ARGV[i + 1]
+  for _, key in ipairs(moved) do
+    if key == trie or string.sub(key, 1, #parts) == parts then call('HSET', trie, 'restoring', '') end
   end
 end
 return moved

@@ -14,10 +14,20 @@ if ARGV[1] == 'r' then
 elseif redis.call('HLEN', KEYS[1]) > 0 then
   members[1] = filter
 end
-if #members == 0 then return 0 end
+-- Where the next call that finds the trie not whole goes on.
+local function note()
+  if redis.call('HEXISTS', KEYS[2], 'restoring') == 1 then
+    redis.call('HSET', KEYS[2], 'restoring', filter)
+  end
+end
+if #members == 0 then
+  note()
+  return 0
+end
 local write = trie_add(KEYS[2], ARGV[3])
 if not write then return redis.error_reply('WRONGTYPE trie is damaged') end
 redis.call('SISMEMBER', KEYS[3], members[1])
 write()
 for _, member in ipairs(members) do redis.call('SADD', KEYS[3], member) end
+note()
 return 1

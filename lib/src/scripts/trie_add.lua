@@ -4,7 +4,8 @@
 -- the one that it follows. The field `{id of the parent}/{level}`, or `root` for the empty beginning, holds
 -- `{id} {children that are no wildcard} {marks}`. Marks are the sum of 1 if a real filter ends here, 2 if there
 -- is a child `+`, 4 if a real filter goes on with `#` and ends. The field `next` holds the highest id given so
--- far. So a filter takes memory for its own levels alone, however deep it is.
+-- far. So a filter takes memory for its own levels alone, however deep it is. While what a foreign value took from
+-- the trie is put back, `restoring` holds the last filter that was.
 --
 -- Reads what adding a real filter takes, and answers the function that writes it; nil where the trie holds
 -- something else. Cost: O(levels of the filter).

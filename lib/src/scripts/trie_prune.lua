@@ -34,9 +34,13 @@ local function trie_prune(trie, real)
     marks[depth] = bit.band(marks[depth], 7 - mark)
     while literals[depth] + 0 == 0 and marks[depth] + 0 == 0 do
       if depth == 1 then
-        -- No filter is left: only `next` would stay behind.
-        redis.call('DEL', trie)
-        return
+        -- No filter is left: only `next` would stay behind, or the mark that others are to be restored.
+        if redis.call('HEXISTS', trie, 'restoring') == 0 then
+          redis.call('DEL', trie)
+          return
+        end
+        gone[#gone + 1], gone[#gone + 2] = 'root', 'next'
+        break
       end
       gone[#gone + 1] = fields[depth]
       depth = depth - 1
@@ -46,7 +50,9 @@ local function trie_prune(trie, real)
         literals[depth] = literals[depth] - 1
       end
     end
-    redis.call('HSET', trie, fields[depth], ids[depth] .. ' ' .. literals[depth] .. ' ' .. marks[depth])
+    if gone[#gone] ~= 'next' then
+      redis.call('HSET', trie, fields[depth], ids[depth] .. ' ' .. literals[depth] .. ' ' .. marks[depth])
+    end
     -- unpack is limited by Lua's stack.
     for first = 1, #gone, 1000 do
       redis.call('HDEL', trie, unpack(gone, first, math.min(first + 999, #gone)))

@@ -1,7 +1,7 @@
 -- Prelude: finding the filters in a trie that match a topic name; see trie_add.lua for what it holds.
 --
--- Calls `found` with each real filter that matches; it answers how many results that has. True when done; nil where
--- the trie holds something else. A second value is where to go on, if nodes and results were more than `limit`; `from`
+-- Calls `found` with each real filter that matches; it answers how many results that has. True when done; nil and
+-- why where the trie can't be told from. A second value is where to go on, if nodes and results were more than `limit`; `from`
 -- is such a value, or empty. The walk is in an order, so that it goes on rightly whatever was changed meanwhile: a
 -- node before those below it, the name's own level before `+`.
 -- Cost: at most two HGET for each trie node that matches a beginning of the name, and for each level on the way to
@@ -9,6 +9,9 @@
 -- have levels: all other filters cost nothing.
 local function trie_walk(trie, name, from, limit, found)
   local root = redis.call('HGET', trie, 'root')
+  if redis.call('HGET', trie, 'restoring') then
+    return nil, 'WRONGTYPE trie is being restored'
+  end
   if not root then
     return true, ''
   end
@@ -65,7 +68,7 @@ local function trie_walk(trie, name, from, limit, found)
         steps = steps + 1
       end
       local id, literals, marks = string.match(value, '^(%d+) (%d+) (%d)$')
-      if not id then return nil end
+      if not id then return nil, 'WRONGTYPE trie is damaged' end
       if not start then
         if bit.band(marks, 1) ~= 0 then
           steps = steps + collect(plus, #name, '')

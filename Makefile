@@ -30,7 +30,7 @@ check: ## formatting, lints with warnings denied, xref, dialyzer
 	$(REBAR3) xref
 	$(REBAR3) dialyzer
 
-bench: ## the benchmark, side by side with the baselines; QUICK=1 takes a minute
+bench: ## the benchmark, side by side with the baselines; QUICK=1 takes some minutes
 	@scripts/setup bench
 	@QUICK="$(QUICK)" scripts/bench
 

@@ -2,7 +2,7 @@
 %% side in one run on one private Redis. The contestants take turns cell by cell and round by round,
 %% and each figure is the median of its rounds, since a machine's speed drifts.
 %%
-%% Environment: QUICK=1 for a one-minute form; OPERATIONS, CALLERS and CONTESTANTS, comma-separated, to
+%% Environment: QUICK=1 for a form of some minutes; OPERATIONS, CALLERS and CONTESTANTS, comma-separated, to
 %% choose among them; ROUNDS and DURATION (milliseconds). Then come the routes, see emqx_redis_bench_routes:
 %% ROUTES chooses numbers of filters, or is `none`. Then the topologies and levels of durability, see
 %% emqx_redis_bench_topologies; TOPOLOGIES chooses among them, or is `none`.

@@ -14,7 +14,7 @@ use crate::metrics::{Counter, OperationKind};
 use crate::outcome::{strings, TypedKeys};
 use crate::request::{Affinity, Operation, Step};
 use crate::resp::{Commands, Frame};
-use crate::route_scripts::{self, Space};
+use crate::route_scripts::{self, trie_keys, Space};
 use crate::router;
 use crate::scripts::{self, Script};
 use crate::topic::parse_filter;
@@ -30,7 +30,7 @@ pub struct Repair {
     affinity: Vec<u64>,
     keys: TypedKeys,
     error: Error,
-    /// Whether it failed since a trie has yet to be restored.
+    /// Whether it failed because a trie has yet to be restored.
     is_restoring: bool,
     /// Whether the operation changed data.
     is_write: bool,
@@ -147,17 +147,6 @@ impl Repair {
     fn give_up(&self, text: &[u8]) -> Step {
         tracing::error!(error = %String::from_utf8_lossy(text), "a trie of filters could not be restored");
         self.done()
-    }
-}
-
-/// The trie of a space, and what the keys of its parts begin with.
-fn trie_keys(keys: &Keys, space: Space, shard: u16) -> (Vec<u8>, Vec<u8>) {
-    match space {
-        Space::Routes => (keys.trie(shard), keys.trie_routes(shard, b"")),
-        Space::Subscriptions => (
-            keys.subscriptions_trie(shard),
-            keys.trie_filters(shard, b""),
-        ),
     }
 }
 

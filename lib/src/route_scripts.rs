@@ -109,29 +109,30 @@ pub fn change(keys: &Keys, filter: &Filter, change: &Change<'_>, stamp: &Stamp) 
 
 /// The call that puts back what the trie has lost of a filter.
 pub(crate) fn restore(keys: &Keys, shard: u16, space: Space, filter: &Filter) -> ScriptCall {
-    let (full, real) = (filter.full.as_bytes(), filter.real.as_bytes());
-    let (space, all) = match space {
-        Space::Routes => (
-            b"r",
-            vec![
-                keys.route(shard, full),
-                keys.trie(shard),
-                keys.trie_routes(shard, real),
-            ],
-        ),
-        Space::Subscriptions => (
-            b"s",
-            vec![
-                keys.subscriptions(shard, full),
-                keys.subscriptions_trie(shard),
-                keys.trie_filters(shard, real),
-            ],
-        ),
+    let all = change_keys(keys, shard, space, filter);
+    let all: Vec<Vec<u8>> = all.into_iter().map(|(key, _)| key).collect();
+    let (trie, destinations) = (&all[all.len() - 2..], &all[..1]);
+    let kind = match space {
+        Space::Routes => "r",
+        Space::Subscriptions => "s",
     };
     ScriptCall {
         script: Script::RestoreFilter,
-        keys: all,
-        args: vec![space.to_vec(), full.to_vec(), real.to_vec()],
+        keys: [destinations, trie].concat(),
+        args: [kind, filter.full, filter.real]
+            .map(|it| it.as_bytes().to_vec())
+            .to_vec(),
+    }
+}
+
+/// The trie of a space, and what the keys of its parts begin with.
+pub(crate) fn trie_keys(keys: &Keys, space: Space, shard: u16) -> (Vec<u8>, Vec<u8>) {
+    match space {
+        Space::Routes => (keys.trie(shard), keys.trie_routes(shard, b"")),
+        Space::Subscriptions => (
+            keys.subscriptions_trie(shard),
+            keys.trie_filters(shard, b""),
+        ),
     }
 }
 

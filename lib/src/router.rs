@@ -13,7 +13,7 @@ use crate::keys::Keys;
 use crate::outcome::{script_reply, TypedKeys};
 use crate::request::Step;
 use crate::resp::{Commands, Frame};
-use crate::route_scripts::{change_keys, ScriptCall, Space};
+use crate::route_scripts::{change_keys, trie_keys, ScriptCall, Space};
 use crate::scripts;
 use crate::topic::{parse_filter, Filter};
 
@@ -58,10 +58,7 @@ fn table_reply(
     script_reply(replies, || {
         let mut keys = typed_keys(&context.keys, space, shard, filter);
         if is_damaged {
-            let trie = match space {
-                Space::Routes => context.keys.trie(shard),
-                Space::Subscriptions => context.keys.subscriptions_trie(shard),
-            };
+            let (trie, _) = trie_keys(&context.keys, space, shard);
             keys.retain(|(key, _)| *key != trie);
             keys.push((trie, "none"));
         }

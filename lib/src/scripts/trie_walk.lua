@@ -1,9 +1,10 @@
 -- Prelude: finding the filters in a trie that match a topic name; see trie_add.lua for what it holds.
 --
--- Calls `found` with each real filter that matches; it answers how many results that has. True when done; nil and
--- why where the trie can't be told from. A second value is where to go on, if nodes and results were more than `limit`; `from`
--- is such a value, or empty. The walk is in an order, so that it goes on rightly whatever was changed meanwhile: a
--- node before those below it, the name's own level before `+`.
+-- Calls `found` with each real filter that matches, which answers how many results that has. Answers true and where
+-- to go on: empty at the end, else there were more than `limit` nodes and results; `from` is such a place, or empty.
+-- Answers nil and the error where the trie holds something else, or not yet all again. The walk is in an order, so
+-- that it goes on rightly whatever was changed meanwhile: a node before those below it, the name's own level before
+-- `+`.
 -- Cost: at most two HGET for each trie node that matches a beginning of the name, and for each level on the way to
 -- where it goes on. Such nodes are at most 2^i at level i, and never more than the filters that begin like the name
 -- have levels: all other filters cost nothing.

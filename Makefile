@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 REBAR3 ?= rebar3
 
 .DEFAULT_GOAL := build
-.PHONY: help build test ct check bench sizes demo fault shell setup fmt clean
+.PHONY: help build test ct check plugin bench sizes demo fault shell setup fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ check: ## formatting, lints with warnings denied, xref, dialyzer
 	scripts/check_style
 	$(REBAR3) xref
 	$(REBAR3) dialyzer
+
+plugin: build ## the package that EMQX installs; VERSION=X.Y.Z gives it another version
+	@VERSION="$(VERSION)" scripts/plugin
 
 bench: ## the benchmark, side by side with the baselines; QUICK=1 takes some minutes
 	@scripts/setup bench

@@ -6,7 +6,7 @@
 -module(emqx_redis_request).
 
 -export([call/2, async/2, errand/2, submit/3]).
--export([receive_response/2, check_response/2, cancel/1]).
+-export([receive_response/2, check_response/2, cancel/1, reference/1]).
 
 -export_type([operation/0, settings/0, request_id/0, result/0]).
 
@@ -101,6 +101,10 @@ receive_response({emqx_redis_request, Ref, _} = RequestId, Timeout) ->
 check_response({emqx_redis_reply, Ref, Result}, {emqx_redis_request, Ref, _}) ->
     {reply, decoded(Result)};
 check_response(_, {emqx_redis_request, _, _}) -> no_reply.
+
+%% What its message `{emqx_redis_reply, Reference, _}' holds, to find one among many.
+-spec reference(request_id()) -> reference().
+reference({emqx_redis_request, Ref, _}) -> Ref.
 
 -spec cancel(request_id()) -> ok | {error, {unknown, cancelled}} | {reply, result()}.
 cancel({emqx_redis_request, Ref, Number}) ->

@@ -228,5 +228,16 @@ env_source() ->
         {ok, File} ->
             {file, unicode:characters_to_binary(File)};
         undefined ->
-            {map, application:get_env(?MODULE, redis_storage, #{})}
+            {map, env_map()}
+    end.
+
+%% A plugin of EMQX has what is set there.
+env_map() ->
+    case application:get_env(?MODULE, redis_storage) of
+        {ok, Map} -> Map;
+        undefined ->
+            case emqx_redis_broker:is_running() of
+                true -> emqx_redis_plugin:config();
+                false -> #{}
+            end
     end.

@@ -3,11 +3,32 @@
 
 -behaviour(application).
 
--export([start/2, stop/1]).
+-export([start/2, prep_stop/1, stop/1]).
+-export([on_config_changed/2, on_health_check/1]).
 -export([load_library/0]).
 
 start(_Type, _Args) ->
-    emqx_redis_storage_sup:start_link().
+    case emqx_redis_storage_sup:start_link() of
+        {ok, Supervisor} ->
+            ok = emqx_redis_plugin:hook(),
+            {ok, Supervisor};
+        Failed ->
+            Failed
+    end.
+
+%% While everything still runs.
+prep_stop(State) ->
+    ok = emqx_redis_plugin:unhook(),
+    State.
+
+%% EMQX asks on every node of the cluster, also where the plugin is stopped, whether a new configuration may
+%% be. Where it runs it is applied, and no request is dropped.
+-spec on_config_changed(Old :: map(), New :: map()) -> ok | {error, binary()}.
+on_config_changed(_Old, New) -> emqx_redis_plugin:change_config(New).
+
+%% Shown in the Dashboard and by `emqx ctl plugins describe'.
+-spec on_health_check(map()) -> ok | {error, binary()}.
+on_health_check(_Options) -> emqx_redis_plugin:health().
 
 %% The engine has ended by now. Without this, a plugin that is loaded again (`code:purge',
 %% `code:load_file') would find the library in use and fail to load it.

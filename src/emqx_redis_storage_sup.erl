@@ -1,4 +1,4 @@
-%% One child: the owner of the engine.
+%% The owner of the engine and, within EMQX, the plugin.
 -module(emqx_redis_storage_sup).
 
 -behaviour(supervisor).
@@ -17,4 +17,10 @@ init([]) ->
         start => {emqx_redis_server, start_link, []},
         shutdown => 15000
     },
-    {ok, {#{strategy => one_for_one, intensity => 5, period => 10}, [Server]}}.
+    Plugin = #{
+        id => emqx_redis_plugin,
+        start => {emqx_redis_plugin, start_link, []},
+        type => supervisor
+    },
+    Plugins = [Plugin || emqx_redis_broker:is_running()],
+    {ok, {#{strategy => one_for_one, intensity => 5, period => 10}, [Server | Plugins]}}.

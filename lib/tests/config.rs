@@ -413,6 +413,9 @@ fn values_out_of_range_are_refused() {
         let tree = map([("routes", map([(key, value)]))]);
         assert_error(&tree, BadValue, &format!("routes.{key}"), found, expected);
     }
+    let tree = map([("mqtt", map([("when_unavailable", text("panic"))]))]);
+    let (key, expected) = ("mqtt.when_unavailable", "reject or degrade");
+    assert_error(&tree, BadValue, key, "\"panic\"", expected);
     for (key, value, found) in [
         ("max_inflight", Value::Int(0), "0"),
         ("max_inflight_bytes", text("1kB"), "\"1kB\""),

@@ -8,6 +8,7 @@ mod error;
 mod explain;
 mod file;
 mod hocon;
+mod mqtt;
 mod password;
 pub(crate) mod pem;
 mod routes;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 pub use durability::Durability;
 pub use error::{ConfigError, ErrorKind};
+pub use mqtt::{Mqtt, WhenUnavailable};
 pub use routes::{Routes, WhenOutOfSync};
 pub use secret::{Secret, MASK};
 pub use server::{Server, DEFAULT_PORT};
@@ -47,6 +49,8 @@ pub struct Config {
     pub persistence: Persistence,
     /// How routes are kept in memory.
     pub routes: Routes,
+    /// What the plugin does in a broker.
+    pub mqtt: Mqtt,
     /// Bounds of the work in flight.
     pub limits: Limits,
 }
@@ -186,6 +190,7 @@ impl Default for Config {
                 durability: Durability::None,
             },
             routes: Routes::default(),
+            mqtt: Mqtt::default(),
             limits: Limits {
                 max_inflight: 100_000,
                 max_inflight_bytes: 128 * 1024 * 1024,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::secret::{Secret, MASK};
 use super::units::{format_duration, format_size};
 use super::value::Value;
-use super::{Config, Limits, PemFile, Persistence, Redis, Routes, Ssl, Ttl};
+use super::{Config, Limits, Mqtt, PemFile, Persistence, Redis, Routes, Ssl, Ttl};
 
 impl Config {
     /// The effective configuration, defaults included, for status and output. Passwords show as
@@ -17,6 +17,7 @@ impl Config {
             ("redis", redis(&self.redis)),
             ("persistence", persistence(&self.persistence)),
             ("routes", routes(&self.routes)),
+            ("mqtt", mqtt(&self.mqtt)),
             ("limits", limits(&self.limits)),
         ])
     }
@@ -76,6 +77,10 @@ fn routes(routes: &Routes) -> Value {
         ("when_out_of_sync", text(routes.when_out_of_sync.as_str())),
         ("lease_timeout", duration(routes.lease_timeout)),
     ])
+}
+
+fn mqtt(mqtt: &Mqtt) -> Value {
+    map([("when_unavailable", text(mqtt.when_unavailable.as_str()))])
 }
 
 fn limits(limits: &Limits) -> Value {

@@ -7,7 +7,7 @@ use super::error::{ConfigError, ErrorKind};
 use super::section::{quote, Fault, Section};
 use super::value::Value;
 use super::{
-    durability, password, routes, server, ssl, text, units, Config, Durability, Limits,
+    durability, mqtt, password, routes, server, ssl, text, units, Config, Durability, Limits,
     Persistence, Redis, Secret, Server, Topology,
 };
 
@@ -15,13 +15,14 @@ use super::{
 pub(super) const ROOT: &str = "redis_storage";
 
 /// The keys at the top of a tree.
-pub(super) const KEYS: [&str; 7] = [
+pub(super) const KEYS: [&str; 8] = [
     ROOT,
     "enable",
     "key_prefix",
     "redis",
     "persistence",
     "routes",
+    "mqtt",
     "limits",
 ];
 
@@ -80,6 +81,7 @@ fn storage(mut section: Section) -> Result<Config, Vec<ConfigError>> {
     let redis = redis(section.section("redis"), default.redis);
     let persistence = persistence(section.section("persistence"), default.persistence);
     let routes = routes::routes(section.section("routes"), default.routes);
+    let mqtt = mqtt::mqtt(section.section("mqtt"), default.mqtt);
     let limits = limits(section.section("limits"), default.limits);
 
     let mut errors = section.finish();
@@ -89,6 +91,7 @@ fn storage(mut section: Section) -> Result<Config, Vec<ConfigError>> {
         redis: collect(redis, &mut errors),
         persistence: collect(persistence, &mut errors),
         routes: collect(routes, &mut errors),
+        mqtt: collect(mqtt, &mut errors),
         limits: collect(limits, &mut errors),
     };
     if errors.is_empty() {

@@ -1,0 +1,153 @@
+%% Messages that clients have acknowledged, on their way out of Redis.
+%%
+%% A client's process only says so, and goes on. What comes within some milliseconds goes out as one request
+%% for each client. A request that fails while Redis is away is made again; what is lost here (the node
+%% dies) is delivered once more after a restart, which QoS 1 allows.
+-module(emqx_redis_acks).
+
+-behaviour(gen_server).
+
+-export([start_link/1, names/0]).
+-export([ack/3, flush/1, flush/2]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
+
+-type client_id() :: emqx_redis_session:client_id().
+%% None for the queue of a shared group, which nobody owns.
+-type epoch() :: emqx_redis_session:epoch() | undefined.
+
+%% How long the first acknowledgement waits for company, and how long one that failed waits.
+-define(LINGER, 5).
+-define(RETRY, 500).
+%% Acknowledgements in one request, requests under way, and acknowledgements kept while Redis is away:
+%% beyond, the oldest known are dropped, and their messages come again after a restart.
+-define(BATCH, 500).
+-define(REQUESTS, 256).
+-define(KEPT, 200000).
+
+-record(state, {
+    %% What waits: newest first.
+    waiting = #{} :: #{{client_id(), epoch()} => [binary()]},
+    count = 0 :: non_neg_integer(),
+    timer :: reference() | undefined,
+    requests = #{} :: #{
+        reference() => {emqx_redis_storage:request_id(), {client_id(), epoch()}, [binary()]}
+    },
+    %% Who waits until nothing of a client is left here.
+    flushing = [] :: [{client_id(), gen_server:from()}]
+}).
+
+-spec start_link(atom()) -> gen_server:start_ret().
+start_link(Name) -> gen_server:start_link({local, Name}, ?MODULE, [], []).
+
+%% The processes that share the work, each some of the clients.
+-spec names() -> [atom()].
+names() -> [emqx_redis_acks_1, emqx_redis_acks_2, emqx_redis_acks_3, emqx_redis_acks_4].
+
+-spec ack(client_id(), epoch(), emqx_redis_message:message_id()) -> ok.
+ack(ClientId, Epoch, MessageId) -> gen_server:cast(name(ClientId), {ack, {ClientId, Epoch}, MessageId}).
+
+%% Waits until what the client has acknowledged so far is done, or has failed for good.
+-spec flush(client_id()) -> ok | {error, timeout | stopped}.
+flush(ClientId) -> flush(node(), ClientId).
+
+%% The same on another node.
+-spec flush(node(), client_id()) -> ok | {error, timeout | stopped}.
+flush(Node, ClientId) ->
+    try
+        gen_server:call({name(ClientId), Node}, {flush, ClientId}, 2000)
+    catch
+        exit:{timeout, _} -> {error, timeout};
+        exit:_ -> {error, stopped}
+    end.
+
+name(ClientId) -> element(1 + erlang:phash2(ClientId, 4), list_to_tuple(names())).
+
+%%--------------------------------------------------------------------
+%% gen_server
+%%--------------------------------------------------------------------
+
+init([]) ->
+    process_flag(message_queue_data, off_heap),
+    {ok, #state{}}.
+
+handle_call({flush, ClientId}, From, State) ->
+    Flushing = [{ClientId, From} | State#state.flushing],
+    {noreply, answer_flushed(send(State#state{flushing = Flushing}))}.
+
+handle_cast({ack, Owner, MessageId}, State) ->
+    {noreply, wait(Owner, [MessageId], 1, ?LINGER, State)}.
+
+handle_info(send, State) ->
+    {noreply, send(State#state{timer = undefined})};
+handle_info({emqx_redis_reply, Ref, _} = Message, #state{requests = Requests} = State) ->
+    case maps:take(Ref, Requests) of
+        {{RequestId, Owner, Ids}, Left} ->
+            {reply, Result} = emqx_redis_storage:check_response(Message, RequestId),
+            Done = done(Result, Owner, Ids, State#state{requests = Left}),
+            {noreply, answer_flushed(send_waiting(Done))};
+        error ->
+            {noreply, State}
+    end;
+handle_info(_Message, State) ->
+    {noreply, State}.
+
+%%--------------------------------------------------------------------
+%% Internal
+%%--------------------------------------------------------------------
+
+wait(_Owner, _Ids, _Count, _Linger, #state{count = Count} = State) when Count >= ?KEPT ->
+    emqx_redis_plugin_stats:count(acks_dropped),
+    State;
+wait(Owner, Ids, Count, Linger, #state{waiting = Waiting} = State) ->
+    NewWaiting = maps:update_with(Owner, fun(Known) -> Ids ++ Known end, Ids, Waiting),
+    set_timer(Linger, State#state{waiting = NewWaiting, count = State#state.count + Count}).
+
+set_timer(Linger, #state{timer = undefined} = State) ->
+    State#state{timer = erlang:send_after(Linger, self(), send)};
+set_timer(_Linger, State) ->
+    State.
+
+%% More can be sent once an answer has come; a timer that is set says that nothing is urgent.
+send_waiting(#state{timer = undefined} = State) -> send(State);
+send_waiting(State) -> State.
+
+send(#state{waiting = Waiting, requests = Requests} = State) when
+    map_size(Waiting) =:= 0; map_size(Requests) >= ?REQUESTS
+->
+    State;
+send(#state{waiting = Waiting} = State) ->
+    {Owner, Ids, _} = maps:next(maps:iterator(Waiting)),
+    send(request(Owner, lists:reverse(Ids), State#state{waiting = maps:remove(Owner, Waiting)})).
+
+request(_Owner, [], State) ->
+    State;
+request({ClientId, Epoch} = Owner, Ids, State) ->
+    {Now, Later} = lists:split(min(?BATCH, length(Ids)), Ids),
+    Options = maps:from_list([{epoch, Epoch} || Epoch =/= undefined]),
+    RequestId = emqx_redis_message:ack_messages_async(ClientId, Now, Options),
+    Ref = emqx_redis_request:reference(RequestId),
+    Requests = (State#state.requests)#{Ref => {RequestId, Owner, Now}},
+    Count = State#state.count - length(Now),
+    request(Owner, Later, State#state{requests = Requests, count = Count}).
+
+done(ok, _Owner, _Ids, State) ->
+    State;
+done({error, {stale_epoch, _}}, {ClientId, Epoch}, _Ids, State) ->
+    emqx_redis_owned:lost(ClientId, Epoch),
+    State;
+done({error, fenced}, _Owner, _Ids, State) ->
+    State;
+done({error, stopped}, _Owner, _Ids, State) ->
+    State;
+done({error, _}, Owner, Ids, State) ->
+    wait(Owner, lists:reverse(Ids), length(Ids), ?RETRY, State).
+
+answer_flushed(#state{flushing = []} = State) ->
+    State;
+answer_flushed(#state{flushing = Flushing} = State) ->
+    Busy =
+        [ClientId || {ClientId, _} <- maps:keys(State#state.waiting)] ++
+            [ClientId || {_, {ClientId, _}, _} <- maps:values(State#state.requests)],
+    {Wait, Done} = lists:partition(fun({ClientId, _}) -> lists:member(ClientId, Busy) end, Flushing),
+    _ = [gen_server:reply(From, ok) || {_, From} <- Done],
+    State#state{flushing = Wait}.

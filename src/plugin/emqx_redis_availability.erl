@@ -1,0 +1,93 @@
+%% Whether Redis is there, and what the broker does where it is not.
+%%
+%% `mqtt.when_unavailable = reject' (the default): nothing is promised that can't be kept. `degrade': EMQX
+%% works as without this plugin, an alarm says so, and what sessions have become meanwhile is written when
+%% Redis is back.
+-module(emqx_redis_availability).
+
+-behaviour(gen_server).
+
+-export([start_link/0, refuses/0, tolerates/1, policy/0, is_available/0]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
+
+-define(KEY, ?MODULE).
+-define(ALARM, emqx_redis_storage_unavailable).
+-define(INTERVAL, 500).
+
+-type policy() :: reject | degrade.
+
+-spec start_link() -> gen_server:start_ret().
+start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+-spec policy() -> policy().
+policy() ->
+    case emqx_redis_storage:config() of
+        #{mqtt := #{when_unavailable := <<"degrade">>}} -> degrade;
+        _ -> reject
+    end.
+
+-spec is_available() -> boolean().
+is_available() -> element(1, persistent_term:get(?KEY, {true, reject})).
+
+%% Whether connections that need the storage are turned away at once.
+-spec refuses() -> boolean().
+refuses() -> persistent_term:get(?KEY, {true, reject}) =:= {false, reject}.
+
+%% Whether to go on in spite of an error. That another node has the session is no matter of Redis being away.
+-spec tolerates(term()) -> boolean().
+tolerates(overtaken) -> false;
+tolerates(registry_lags) -> false;
+tolerates({stale_epoch, _}) -> false;
+tolerates(fenced) -> false;
+%% EMQX is stopping, see `emqx_redis_plugin:unhook/0'.
+tolerates(stopped) -> false;
+tolerates(_Reason) ->
+    is_pid(whereis(?MODULE)) andalso
+        element(2, persistent_term:get(?KEY, {true, reject})) =:= degrade.
+
+%%--------------------------------------------------------------------
+%% gen_server
+%%--------------------------------------------------------------------
+
+init([]) ->
+    process_flag(trap_exit, true),
+    %% Until it is known to be away, requests wait for it.
+    persistent_term:put(?KEY, {true, policy()}),
+    _ = erlang:send_after(?INTERVAL, self(), look),
+    {ok, true}.
+
+handle_call(_Request, _From, Was) -> {reply, {error, unknown_call}, Was}.
+
+handle_cast(_Request, Was) -> {noreply, Was}.
+
+handle_info(look, Was) ->
+    _ = erlang:send_after(?INTERVAL, self(), look),
+    Is = is_connected(),
+    Now = {Is, policy()},
+    persistent_term:get(?KEY) =:= Now orelse persistent_term:put(?KEY, Now),
+    changed(Was, Is),
+    {noreply, Is};
+handle_info(_Message, Was) ->
+    {noreply, Was}.
+
+terminate(_Reason, _Was) ->
+    emqx_redis_broker:deactivate_alarm(?ALARM).
+
+%%--------------------------------------------------------------------
+%% Internal
+%%--------------------------------------------------------------------
+
+is_connected() -> maps:get(connected, emqx_redis_storage:status(), false).
+
+changed(Same, Same) ->
+    ok;
+changed(true, false) ->
+    Details = #{servers => maps:get(servers, emqx_redis_storage:status(), []), policy => policy()},
+    emqx_redis_broker:activate_alarm(?ALARM, Details, message(policy()));
+changed(false, true) ->
+    emqx_redis_broker:deactivate_alarm(?ALARM),
+    %% What could not be written meanwhile.
+    emqx_redis_owned:tell_all(refresh).
+
+message(reject) -> <<"Redis is away: what needs it to be stored is refused">>;
+message(degrade) -> <<"Redis is away: sessions and messages are not stored, and are lost with their node">>.

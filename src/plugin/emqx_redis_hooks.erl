@@ -1,0 +1,351 @@
+%% The hooks in EMQX, and what each does.
+%%
+%% All run in a client's process. A hook that crashes counts for EMQX as one that has nothing to say, and
+%% what it should have prevented happens: so every function here that promises something catches what may go
+%% wrong, and what can't be promised ends the process before its client is answered.
+-module(emqx_redis_hooks).
+
+-export([register/0, unregister/0]).
+-export([on_connect/2, on_authenticated/2, on_connack/3, on_connected/2]).
+-export([on_session_created/2, on_session_resumed/2, on_session_terminated/3]).
+-export([on_client_subscribe/3, on_session_subscribed/3, on_session_unsubscribed/3]).
+-export([on_disconnected/3, on_publish/1, on_puback/4, on_acked/2, on_completed/2]).
+-export([on_dropped/3, on_nack/2, on_handle_info/3]).
+
+-type client_info() :: emqx_redis_broker:client_info().
+-type message() :: emqx_redis_broker:message().
+
+%% EMQX's own hooks have 0 to 1000, the highest first.
+-define(FIRST, 1001).
+-define(LAST, -1).
+
+-define(SERVER_UNAVAILABLE, 16#88).
+%% For a filter that can't be subscribed to: "implementation specific error" (MQTT 5.0 section 3.9.3).
+-define(SUBSCRIBE_REFUSED, 16#83).
+-define(REFUSED_TOPIC, <<"$redis_storage/refused">>).
+-define(STORED, emqx_redis_stored).
+
+hooks() ->
+    [
+        {'client.connect', on_connect, ?LAST},
+        {'client.check_authn_complete', on_authenticated, ?LAST},
+        {'client.connack', on_connack, ?FIRST},
+        {'client.connected', on_connected, ?FIRST},
+        {'client.disconnected', on_disconnected, ?LAST},
+        {'client.subscribe', on_client_subscribe, ?LAST},
+        {'client.handle_info', on_handle_info, ?FIRST},
+        {'session.created', on_session_created, ?FIRST},
+        {'session.resumed', on_session_resumed, ?FIRST},
+        {'session.subscribed', on_session_subscribed, ?FIRST},
+        {'session.unsubscribed', on_session_unsubscribed, ?FIRST},
+        {'session.terminated', on_session_terminated, ?LAST},
+        {'message.publish', on_publish, ?LAST},
+        {'message.puback', on_puback, ?FIRST},
+        {'message.acked', on_acked, ?LAST},
+        {'message.nack', on_nack, ?FIRST},
+        {'delivery.completed', on_completed, ?LAST},
+        {'delivery.dropped', on_dropped, ?LAST}
+    ].
+
+-spec register() -> ok.
+register() ->
+    lists:foreach(
+        fun({Point, Name, Priority}) ->
+            emqx_redis_broker:put_hook(Point, {?MODULE, Name, []}, Priority)
+        end,
+        hooks()
+    ).
+
+-spec unregister() -> ok.
+unregister() ->
+    _ = [emqx_redis_broker:delete_hook(Point, {?MODULE, Name}) || {Point, Name, _} <- hooks()],
+    ok.
+
+%%--------------------------------------------------------------------
+%% Connections
+%%--------------------------------------------------------------------
+
+-spec on_connect(emqx_redis_broker:conn_info(), Properties) -> ok | {stop, {error, integer()}} when
+    Properties :: term().
+on_connect(#{expiry_interval := Expiry, clean_start := CleanStart} = ConnInfo, _Properties) ->
+    NeedsStorage = Expiry > 0 orelse not CleanStart,
+    case NeedsStorage andalso emqx_redis_availability:refuses() of
+        true ->
+            emqx_redis_plugin_stats:count(connects_refused),
+            {stop, {error, ?SERVER_UNAVAILABLE}};
+        false ->
+            emqx_redis_client_session:connecting(ConnInfo)
+    end;
+on_connect(_ConnInfo, _Properties) ->
+    ok.
+
+-spec on_authenticated(client_info(), map()) -> ok.
+on_authenticated(ClientInfo, #{reason_code := success}) ->
+    or_end("find the session", fun() -> emqx_redis_restore:find(ClientInfo) end);
+on_authenticated(_ClientInfo, _Result) ->
+    ok.
+
+-spec on_connack(emqx_redis_broker:conn_info(), atom(), term()) -> ok.
+on_connack(_ConnInfo, success, _Properties) -> ok;
+on_connack(_ConnInfo, _Reason, _Properties) -> emqx_redis_restore:release().
+
+-spec on_connected(client_info(), emqx_redis_broker:conn_info()) -> ok.
+on_connected(_ClientInfo, _ConnInfo) -> emqx_redis_restore:release().
+
+%%--------------------------------------------------------------------
+%% Sessions
+%%--------------------------------------------------------------------
+
+-spec on_session_created(client_info(), map()) -> ok.
+on_session_created(ClientInfo, SessionInfo) ->
+    or_end("write the new session", fun() -> emqx_redis_client_session:created(ClientInfo, SessionInfo) end).
+
+-spec on_session_resumed(client_info(), map()) -> ok.
+on_session_resumed(ClientInfo, SessionInfo) ->
+    or_end("write the resumed session", fun() ->
+        emqx_redis_client_session:resumed(ClientInfo, SessionInfo)
+    end).
+
+-spec on_client_subscribe(client_info(), map(), Filters) -> ok | {ok, Filters} when
+    Filters :: [{emqx_redis_broker:topic_filter(), map()}].
+on_client_subscribe(ClientInfo, _Properties, TopicFilters) ->
+    case emqx_redis_client_session:current() of
+        undefined ->
+            ok;
+        State ->
+            Mounted = [
+                {emqx_redis_broker:mount(ClientInfo, Filter), SubOpts}
+             || {Filter, SubOpts} <- TopicFilters
+            ],
+            self() ! {emqx_redis_storage, confirm_subscriptions},
+            case attempt(fun() -> emqx_redis_client_session:subscribing(Mounted, State) end) of
+                ok ->
+                    ok;
+                {error, Reason} ->
+                    refuse_subscribe(Reason, TopicFilters)
+            end
+    end.
+
+%% EMQX subscribes to whatever it is told here, also with a reason code in place of a QoS: so it is told a
+%% name that nobody publishes to.
+refuse_subscribe(Reason, TopicFilters) ->
+    case emqx_redis_availability:tolerates(Reason) of
+        true ->
+            ok;
+        false ->
+            emqx_redis_plugin_stats:count(subscribes_refused),
+            log(warning, "refused a subscription", Reason),
+            self() ! {unsubscribe, [{?REFUSED_TOPIC, #{}}]},
+            {ok, [{?REFUSED_TOPIC, SubOpts#{qos => ?SUBSCRIBE_REFUSED}} || {_, SubOpts} <- TopicFilters]}
+    end.
+
+-spec on_session_subscribed(client_info(), emqx_redis_broker:topic_filter(), map()) -> ok.
+on_session_subscribed(_ClientInfo, ?REFUSED_TOPIC, _SubOpts) ->
+    ok;
+on_session_subscribed(_ClientInfo, Filter, SubOpts) ->
+    case emqx_redis_client_session:current() of
+        undefined -> ok;
+        State -> or_end("write a subscription", fun() -> subscribed(Filter, SubOpts, State) end)
+    end.
+
+subscribed(Filter, SubOpts, State) ->
+    emqx_redis_client_session:subscribed({Filter, maps:remove(is_new, SubOpts)}, State).
+
+-spec on_session_unsubscribed(client_info(), emqx_redis_broker:topic_filter(), map()) -> ok.
+on_session_unsubscribed(_ClientInfo, ?REFUSED_TOPIC, _SubOpts) ->
+    ok;
+on_session_unsubscribed(_ClientInfo, Filter, _SubOpts) ->
+    or_note("delete a subscription", fun() -> emqx_redis_client_session:unsubscribed(Filter) end).
+
+-spec on_disconnected(client_info(), term(), emqx_redis_broker:conn_info()) -> ok.
+%% The session goes on in another process, or is ended by it.
+on_disconnected(_ClientInfo, Reason, _ConnInfo) when Reason =:= takenover; Reason =:= discarded ->
+    ok;
+on_disconnected(_ClientInfo, _Reason, ConnInfo) ->
+    Expiry = maps:get(expiry_interval, ConnInfo, 0),
+    or_note("write the session of a client that is gone", fun() ->
+        emqx_redis_client_session:disconnected(Expiry)
+    end).
+
+-spec on_session_terminated(client_info(), term(), map()) -> ok.
+on_session_terminated(_ClientInfo, Reason, _SessionInfo) when Reason =:= expired; Reason =:= kicked ->
+    or_note("delete a session", fun emqx_redis_client_session:ended/0);
+%% A node that stops ends processes too, and the sessions are there for the next one.
+on_session_terminated(_ClientInfo, _Reason, _SessionInfo) ->
+    ok.
+
+%%--------------------------------------------------------------------
+%% Messages
+%%--------------------------------------------------------------------
+
+-spec on_publish(message()) -> ok | {ok, message()}.
+on_publish(Message) ->
+    case emqx_redis_broker:qos(Message) of
+        0 ->
+            ok;
+        _ ->
+            case attempt(fun() -> emqx_redis_publish:store(Message) end) of
+                unchanged -> ok;
+                {stored, Stored} -> note_stored(Stored);
+                {error, Reason} -> refuse_publish(Reason, Message)
+            end
+    end.
+
+%% Without a live subscriber EMQX would answer "no matching subscribers" (MQTT 5.0 section 3.4.2.1).
+note_stored(Message) ->
+    _ = put(?STORED, emqx_redis_broker:message_id(Message)),
+    {ok, Message}.
+
+%% The publisher is disconnected without an answer, and sends the message again.
+refuse_publish(Reason, Message) ->
+    case emqx_redis_availability:tolerates(Reason) of
+        true ->
+            emqx_redis_plugin_stats:count(publishes_unstored),
+            ok;
+        false ->
+            emqx_redis_plugin_stats:count(publishes_refused),
+            log(warning, "refused a message", Reason),
+            {ok, emqx_redis_broker:set_header(should_disconnect, true, Message)}
+    end.
+
+-spec on_puback(integer(), message(), list(), integer()) -> ok | {ok, 0}.
+on_puback(_PacketId, Message, [], _ReasonCode) ->
+    case get(?STORED) =:= emqx_redis_broker:message_id(Message) of
+        true -> {ok, 0};
+        false -> ok
+    end;
+on_puback(_PacketId, _Message, _Routed, _ReasonCode) ->
+    ok.
+
+%% PUBACK of QoS 1. PUBREC of QoS 2 does not end a message, PUBCOMP does: `delivery.completed'.
+-spec on_acked(client_info(), message()) -> ok.
+on_acked(_ClientInfo, Message) ->
+    case emqx_redis_broker:qos(Message) of
+        1 -> left(Message);
+        _ -> ok
+    end.
+
+-spec on_completed(message(), map()) -> ok.
+on_completed(Message, _Info) ->
+    case emqx_redis_broker:qos(Message) of
+        2 -> left(Message);
+        _ -> ok
+    end.
+
+-spec on_dropped(client_info(), message(), atom()) -> ok.
+on_dropped(_ClientInfo, Message, Reason) when Reason =:= queue_full; Reason =:= expired ->
+    left(Message);
+on_dropped(_ClientInfo, _Message, _Reason) ->
+    ok.
+
+%% The message has left the session of this process.
+left(Message) ->
+    case emqx_redis_broker:header(redispatch_to, Message, false) of
+        false -> left_session(Message);
+        {Group, Filter} -> left_group(Group, Filter, Message);
+        {_, Group, Filter} -> left_group(Group, Filter, Message)
+    end.
+
+left_session(Message) ->
+    case emqx_redis_client_session:current() of
+        undefined ->
+            ok;
+        #{client_id := ClientId, epoch := Epoch, backlog := Backlog} ->
+            Id = emqx_redis_broker:message_id(Message),
+            emqx_redis_acks:ack(ClientId, Epoch, Id),
+            Backlog =/= none andalso completed(Id, Backlog),
+            ok
+    end.
+
+completed(Id, Backlog) ->
+    case emqx_redis_backlog:completed(Id, Backlog) of
+        {wait, Next} -> emqx_redis_client_session:update_backlog(Next);
+        {done, _} -> emqx_redis_client_session:update_backlog(none);
+        {load, Next} -> load(Next)
+    end.
+
+load(Backlog) ->
+    #{client_id := ClientId, stored := Stored} = emqx_redis_client_session:current(),
+    #{subscriptions := Subscriptions} = Stored,
+    Next = emqx_redis_backlog:load(ClientId, Subscriptions, Backlog),
+    emqx_redis_client_session:update_backlog(Next).
+
+left_group(Group, Filter, Message) ->
+    case emqx_redis_publish:is_groups(Message) of
+        true ->
+            Queue = emqx_redis_stored_message:group_queue(Group, Filter),
+            emqx_redis_acks:ack(Queue, undefined, emqx_redis_broker:message_id(Message));
+        false ->
+            ok
+    end.
+
+-spec on_nack(message(), boolean()) -> ok | {stop, true}.
+on_nack(Message, _Nacked) ->
+    case emqx_redis_client_session:current() of
+        #{backlog := Backlog} when Backlog =/= none ->
+            case emqx_redis_backlog:is_refused(Message, Backlog) of
+                true -> {stop, true};
+                false -> ok
+            end;
+        _ ->
+            ok
+    end.
+
+%%--------------------------------------------------------------------
+%% What others of the plugin tell a channel
+%%--------------------------------------------------------------------
+
+-spec on_handle_info(client_info(), term(), map()) -> ok.
+on_handle_info(_ClientInfo, {emqx_redis_storage, confirm_subscriptions}, _Acc) ->
+    or_note("take a refused subscription back", fun emqx_redis_client_session:confirm_subscriptions/0);
+on_handle_info(_ClientInfo, {emqx_redis_storage, refresh}, _Acc) ->
+    or_note("write the session again", fun emqx_redis_client_session:refresh/0);
+on_handle_info(_ClientInfo, {emqx_redis_storage, lost}, _Acc) ->
+    emqx_redis_client_session:lost();
+on_handle_info(_ClientInfo, {emqx_redis_storage, load_backlog}, _Acc) ->
+    case emqx_redis_client_session:current() of
+        #{backlog := #{more := true} = Backlog} -> load(Backlog);
+        _ -> ok
+    end;
+on_handle_info(_ClientInfo, _Message, _Acc) ->
+    ok.
+
+%%--------------------------------------------------------------------
+%% Internal
+%%--------------------------------------------------------------------
+
+%% What must be done before the client is answered. Where it can't be, and the configuration does not put up
+%% with it, the process ends: the client gets no answer, and comes again.
+or_end(What, Fun) ->
+    case attempt(Fun) of
+        ok ->
+            ok;
+        {error, Reason} ->
+            case emqx_redis_availability:tolerates(Reason) of
+                true ->
+                    ok;
+                false ->
+                    emqx_redis_plugin_stats:count(connects_refused),
+                    log(warning, ["could not ", What], Reason),
+                    exit(self(), kill),
+                    ok
+            end
+    end.
+
+%% What nobody was promised yet. What is not written is written later, or expires.
+or_note(What, Fun) ->
+    case attempt(Fun) of
+        ok -> ok;
+        {error, Reason} -> log(warning, ["could not ", What], Reason)
+    end.
+
+attempt(Fun) ->
+    try
+        Fun()
+    catch
+        Class:Reason:Stack ->
+            log(error, "defect", {Class, Reason, Stack}),
+            {error, {Class, Reason}}
+    end.
+
+log(Level, What, Reason) -> emqx_redis_plugin_log:log(Level, What, Reason).

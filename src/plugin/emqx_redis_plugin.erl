@@ -1,0 +1,106 @@
+%% The plugin in EMQX: its processes, its hooks, its commands. It starts where EMQX runs in the same VM.
+-module(emqx_redis_plugin).
+
+-behaviour(supervisor).
+
+-export([start_link/0, hook/0, unhook/0, config/0, change_config/1, health/0]).
+-export([init/1]).
+
+-spec start_link() -> supervisor:startlink_ret().
+start_link() -> supervisor:start_link({local, ?MODULE}, ?MODULE, []).
+
+%% The configuration that the Dashboard and the API show.
+-spec config() -> map().
+config() ->
+    case emqx_redis_broker:plugin_config() of
+        {ok, Config} -> Config;
+        {error, Reason} -> erlang:error({no_plugin_config, Reason})
+    end.
+
+%% From here on clients' sessions are kept in Redis. Outside of EMQX, or with `enable = false', nothing is
+%% done.
+-spec hook() -> ok.
+hook() ->
+    case is_pid(whereis(?MODULE)) andalso is_pid(whereis(emqx_redis_server)) of
+        true ->
+            %% The table of subscriptions is read from its first use on.
+            _ = emqx_redis_subscription:match_subscriptions(<<"$redis_storage/start">>),
+            emqx_redis_hooks:register(),
+            emqx_redis_broker:register_command(redis_storage, {emqx_redis_cli, run});
+        false ->
+            ok
+    end.
+
+%% Where EMQX itself stops it stops plugins first and its listeners last. What is published in between must
+%% not be acknowledged unstored: then the hooks stay, and refuse.
+-spec unhook() -> ok.
+unhook() ->
+    case is_pid(whereis(?MODULE)) of
+        true ->
+            emqx_redis_broker:unregister_command(redis_storage),
+            emqx_redis_broker:is_stopping() orelse emqx_redis_hooks:unregister(),
+            ok;
+        false ->
+            ok
+    end.
+
+-spec change_config(map()) -> ok | {error, binary()}.
+change_config(New) ->
+    ok = emqx_redis_storage_app:load_library(),
+    IsRunning = is_pid(whereis(emqx_redis_server)),
+    case emqx_redis_nif:validate({map, New}) of
+        {error, Reason} ->
+            {error, explain(Reason)};
+        {ok, #{enable := false}} when IsRunning ->
+            {error, <<"enable: stop the plugin to switch it off">>};
+        {ok, _} when IsRunning ->
+            case emqx_redis_server:reconfigure({map, New}) of
+                ok -> ok;
+                {error, Reason} -> {error, explain(Reason)}
+            end;
+        {ok, _} ->
+            ok
+    end.
+
+explain({invalid_config, Errors}) ->
+    Lines = [
+        [Path, ": found ", Found, ", expected ", Expected]
+     || #{path := Path, found := Found, expected := Expected} <- Errors
+    ],
+    unicode:characters_to_binary(lists:join("; ", Lines));
+explain(Reason) ->
+    unicode:characters_to_binary(io_lib:format("~0p", [Reason])).
+
+-spec health() -> ok | {error, binary()}.
+health() ->
+    case emqx_redis_storage:status() of
+        #{running := true, connected := true} -> ok;
+        #{running := true} = Status -> {error, explain({not_connected, maps:get(connections, Status, [])})};
+        #{running := false} -> {error, <<"the storage does not run (enable = false?)">>}
+    end.
+
+init([]) ->
+    ok = emqx_redis_plugin_stats:init(),
+    ok = emqx_redis_plugin_log:init(),
+    Restored = #{
+        id => emqx_redis_restored_sup,
+        start => {supervisor, start_link, [{local, emqx_redis_restored_sup}, ?MODULE, restored]},
+        type => supervisor
+    },
+    Modules = [emqx_redis_owned, emqx_redis_connect_lock, emqx_redis_availability],
+    Workers = [worker(Module) || Module <- Modules],
+    Acks = [
+        #{id => Name, start => {emqx_redis_acks, start_link, [Name]}}
+     || Name <- emqx_redis_acks:names()
+    ],
+    {ok, {#{strategy => one_for_one, intensity => 10, period => 10}, Workers ++ Acks ++ [Restored]}};
+init(restored) ->
+    Channel = #{
+        id => emqx_redis_restored_channel,
+        start => {emqx_redis_restored_channel, start_link, []},
+        restart => temporary,
+        shutdown => 1000
+    },
+    {ok, {#{strategy => simple_one_for_one}, [Channel]}}.
+
+worker(Module) -> #{id => Module, start => {Module, start_link, []}}.

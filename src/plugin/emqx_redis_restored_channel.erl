@@ -1,0 +1,176 @@
+%% Stands in for the channel of a client whose session was in Redis alone, until its new connection takes it
+%% over.
+%%
+%% It subscribes, reads what waits in Redis, and holds the session as EMQX has it in memory. To EMQX it is a
+%% channel whose client is disconnected; the new connection's process takes the session over from it as from
+%% any other. It lives for some milliseconds: where that connection ends before, it ends too, and
+%% the session is in Redis as before.
+-module(emqx_redis_restored_channel).
+
+-behaviour(gen_server).
+
+-export([start_link/1, start/4, stop/1, is_one/1]).
+-export([call/3]).
+-export([init/1, handle_call/3, handle_info/2, handle_cast/2]).
+
+-define(SUPERVISOR, emqx_redis_restored_sup).
+%% As long as a connection takes, and then some.
+-define(LIFETIME, 30000).
+%% How long other nodes may take to learn that this one has the subscriptions.
+-define(ROUTES_TIMEOUT, 1000).
+
+-record(state, {
+    connection :: pid(),
+    client_info :: emqx_redis_broker:client_info(),
+    session :: emqx_redis_broker:session() | undefined,
+    backlog :: emqx_redis_backlog:state() | none,
+    %% While the session is handed over, what is delivered is kept for the new channel.
+    pending = none :: none | [emqx_redis_broker:delivery()]
+}).
+
+-spec start_link(list()) -> gen_server:start_ret().
+start_link(Args) -> gen_server:start_link(?MODULE, Args, []).
+
+%% Puts the session into memory, for the calling process to take over. Answers what is left in Redis.
+-spec start(
+    emqx_redis_broker:client_info(),
+    emqx_redis_broker:conn_info(),
+    emqx_redis_client_session:stored(),
+    timeout()
+) -> {ok, emqx_redis_backlog:state()} | {error, term()}.
+start(ClientInfo, ConnInfo, Stored, Timeout) ->
+    case supervisor:start_child(?SUPERVISOR, [[self(), ClientInfo]]) of
+        {ok, Pid} ->
+            try
+                gen_server:call(Pid, {build, ConnInfo, Stored}, Timeout)
+            catch
+                exit:Reason ->
+                    stop(Pid),
+                    {error, Reason}
+            end;
+        {error, _} = Error ->
+            Error
+    end.
+
+-spec stop(pid()) -> ok.
+stop(Pid) ->
+    _ = supervisor:terminate_child(?SUPERVISOR, Pid),
+    ok.
+
+%% Whether a process of this node is one of these.
+-spec is_one(pid()) -> boolean().
+is_one(Pid) ->
+    case process_info(Pid, dictionary) of
+        {dictionary, Dictionary} -> lists:keymember(?MODULE, 1, Dictionary);
+        undefined -> false
+    end.
+
+%% What EMQX calls as the channel's connection module (`conn_mod').
+-spec call(pid(), term(), timeout()) -> term().
+call(Pid, Request, Timeout) -> gen_server:call(Pid, Request, Timeout).
+
+%%--------------------------------------------------------------------
+%% gen_server
+%%--------------------------------------------------------------------
+
+init([Connection, ClientInfo]) ->
+    _ = put(?MODULE, true),
+    _ = monitor(process, Connection),
+    _ = erlang:send_after(?LIFETIME, self(), too_old),
+    {ok, #state{connection = Connection, client_info = ClientInfo, backlog = none}}.
+
+handle_call({build, ConnInfo, Stored}, _From, State) ->
+    case build(ConnInfo, Stored, State) of
+        {ok, #state{backlog = Backlog} = Built} -> {reply, {ok, Backlog}, Built};
+        {error, _} = Error -> {stop, normal, Error, State}
+    end;
+handle_call({takeover, 'begin'}, _From, #state{client_info = #{clientid := ClientId}} = State) ->
+    ok = emqx_redis_broker:unregister_channel(ClientId),
+    {reply, State#state.session, State#state{pending = []}};
+handle_call({takeover, 'end'}, _From, #state{session = Session, pending = Pending} = State) ->
+    ok = emqx_redis_broker:take_over(Session),
+    Late = lists:filter(fun(It) -> is_wanted(It, State) end, emqx_redis_broker:drain_deliveries()),
+    {stop, normal, Pending ++ Late, State};
+handle_call(Request, _From, State) when
+    Request =:= kick; Request =:= discard; Request =:= takeover_kick
+->
+    {stop, normal, ok, State};
+handle_call(_Request, _From, State) ->
+    {reply, ignored, State}.
+
+handle_info({deliver, _, _} = Delivery, State) ->
+    Deliveries = [Delivery | emqx_redis_broker:drain_deliveries()],
+    {noreply, take(lists:filter(fun(It) -> is_wanted(It, State) end, Deliveries), State)};
+handle_info({'DOWN', _, process, Pid, _}, #state{connection = Pid} = State) ->
+    {stop, normal, State};
+handle_info(too_old, State) ->
+    {stop, normal, State};
+handle_info(_Message, State) ->
+    {noreply, State}.
+
+handle_cast(_Request, State) -> {noreply, State}.
+
+%%--------------------------------------------------------------------
+%% Internal
+%%--------------------------------------------------------------------
+
+build(ConnInfo, Stored, #state{client_info = ClientInfo} = State) ->
+    #{clientid := ClientId} = ClientInfo,
+    #{subscriptions := Subscriptions, created_at := CreatedAt} = Stored,
+    Empty = emqx_redis_broker:set_session_field(
+        created_at, CreatedAt, emqx_redis_broker:create_session(ClientInfo, ConnInfo)
+    ),
+    Subscribed = maps:fold(fun subscribe/3, Empty, Subscriptions),
+    await_routes(maps:keys(Subscriptions)),
+    %% From here on, what is published is delivered to this process; before, it is in Redis.
+    Window = maps:get(receive_maximum, ConnInfo, 32),
+    MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
+    case emqx_redis_backlog:first_page(ClientId, Window, MaxQueue) of
+        {ok, Messages, Backlog} ->
+            Deliveries = [emqx_redis_backlog:delivery(Message, Subscriptions) || Message <- Messages],
+            Built = enqueue(Deliveries, State#state{session = Subscribed, backlog = Backlog}),
+            register_channel(ClientId, ConnInfo, Built),
+            {ok, Built};
+        {error, _} = Error ->
+            Error
+    end.
+
+%% A limit that was lowered since does not end subscriptions.
+subscribe(Filter, SubOpts, Session) ->
+    case emqx_redis_broker:subscribe(emqx_redis_broker:filter_from_binary(Filter), SubOpts, Session) of
+        {ok, Subscribed} -> Subscribed;
+        {error, _} -> Session
+    end.
+
+await_routes(Filters) ->
+    case emqx_redis_broker:nodes() -- [node()] of
+        [] ->
+            ok;
+        Others ->
+            Real = [Filter || <<First, _/binary>> = Filter <- Filters, First =/= $$],
+            Args = [node(), Real, ?ROUTES_TIMEOUT],
+            _ = erpc:multicall(Others, emqx_redis_restore, await_routes, Args, ?ROUTES_TIMEOUT),
+            ok
+    end.
+
+register_channel(ClientId, ConnInfo, #state{client_info = ClientInfo, session = Session}) ->
+    Channel = ConnInfo#{
+        conn_mod => ?MODULE,
+        clientid => ClientId,
+        connected => false,
+        disconnected_at => erlang:system_time(millisecond)
+    },
+    Info = #{conninfo => Channel, clientinfo => ClientInfo, conn_state => disconnected, session => #{}},
+    emqx_redis_broker:register_channel(ClientId, Channel, Info, emqx_redis_broker:session_stats(Session)).
+
+%% Messages of a page that are delivered besides are known; behind a page that is not the last one, all have
+%% to wait.
+is_wanted({deliver, _, Message}, #state{backlog = Backlog}) ->
+    not emqx_redis_backlog:is_refused(Message, Backlog).
+
+take(Deliveries, #state{pending = none} = State) -> enqueue(Deliveries, State);
+take(Deliveries, #state{pending = Pending} = State) -> State#state{pending = Pending ++ Deliveries}.
+
+enqueue(Deliveries, #state{client_info = ClientInfo, session = Session} = State) ->
+    Messages = emqx_redis_broker:enrich(ClientInfo, Deliveries, Session),
+    State#state{session = emqx_redis_broker:enqueue(ClientInfo, Messages, Session)}.

@@ -6,7 +6,7 @@
 -export([options/3, settings/2]).
 -export([tuples/4, limit/2, version/2, topics_cursor/2]).
 -export([message/2, messages/2, command/2, commands/2]).
--export([format_error/2]).
+-export([bad/2, format_error/2]).
 
 -export_type([options/0, time_to_live/0, durability/0]).
 
@@ -16,6 +16,7 @@
 %% `epoch': the session's fencing epoch that the caller holds, from `claim_session/2'.
 %% `timeout': milliseconds until the call answers `{error, timeout}'; 5,000 if not configured otherwise.
 %% `max_queue', `on_full': how many messages the client's queue holds, and what happens to more.
+%% `session': store only where the client has a session.
 %% `durability': how safe a write must be before it is answered, instead of `persistence.durability'.
 -type options() :: #{
     ttl => time_to_live(),
@@ -23,7 +24,8 @@
     timeout => timeout(),
     max_queue => pos_integer(),
     on_full => drop_oldest | reject,
-    durability => durability()
+    durability => durability(),
+    session => required
 }.
 %% `none': the server's answer. `{replicas, N}': that N replicas have received it (WAIT). `{aof, L, R}': that
 %% the append-only files of the server itself (L is 1) and of R replicas hold it (WAITAOF, Redis 7.2).
@@ -223,6 +225,7 @@ is_valid(timeout, infinity) -> true;
 is_valid(timeout, Timeout) -> is_integer(Timeout) andalso Timeout >= 0 andalso Timeout =< ?MAX_TTL;
 is_valid(max_queue, Most) -> is_integer(Most) andalso Most > 0 andalso Most =< ?MAX_TTL;
 is_valid(on_full, OnFull) -> OnFull =:= drop_oldest orelse OnFull =:= reject;
+is_valid(session, Session) -> Session =:= required;
 is_valid(version, Version) -> is_boolean(Version);
 is_valid(nodes, Nodes) -> Nodes =:= this orelse Nodes =:= all;
 is_valid(durability, none) -> true;
@@ -237,6 +240,7 @@ expected(epoch) -> "not a non-negative integer";
 expected(timeout) -> "not infinity or non-negative milliseconds";
 expected(max_queue) -> "not a positive integer";
 expected(on_full) -> "neither drop_oldest nor reject";
+expected(session) -> "not required";
 expected(version) -> "neither true nor false";
 expected(nodes) -> "neither this nor all";
 expected(durability) ->

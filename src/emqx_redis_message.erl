@@ -15,6 +15,8 @@
 -export([get_messages/3, get_messages_async/3]).
 -export([ack_message/2, ack_message/3, ack_message_async/2, ack_message_async/3]).
 -export([ack_messages/2, ack_messages/3, ack_messages_async/2, ack_messages_async/3]).
+-export([mark_messages/2, mark_messages/3, mark_messages_async/2, mark_messages_async/3]).
+-export([get_marks/2, get_marks_async/2]).
 -export([delete_messages/1, delete_messages/2, delete_messages_async/1, delete_messages_async/2]).
 
 -type client_id() :: emqx_redis_session:client_id().
@@ -22,7 +24,9 @@
 -type message() :: map().
 -type error() :: {error, emqx_redis_storage:error_reason()}.
 -type request_id() :: emqx_redis_request:request_id().
--export_type([message_id/0, message/0]).
+%% A message was sent to the client with that packet id, or was received by it (PUBREC of QoS 2).
+-type mark() :: {1..65535, sent | received}.
+-export_type([message_id/0, message/0, mark/0]).
 
 %% Stores a message for a client: message, queue and indexes in one atomic unit. It lives for `ttl' seconds
 %% (option, else `persistence.message_ttl'). Stored again it replaces what was stored under its id
@@ -72,6 +76,9 @@ store_all(ClientId, Messages, Opts) ->
 %% Stores one message for many clients: one atomic unit for each, all in one round trip. Where some fail,
 %% `{error, {partial, [{ClientId, Reason}]}}' names them; the message is stored for the others. What full
 %% queues dropped comes as `{ok, #{dropped => [{ClientId, Ids}]}}'.
+%%
+%% With `session => required' nothing is stored for a client that has no session: its reason is
+%% `no_session'. Not together with `max_queue'.
 -spec store_message_for([client_id()], message()) ->
     ok | {ok, #{dropped := [{client_id(), [message_id()]}]}} | error().
 store_message_for(ClientIds, Message) -> store_message_for(ClientIds, Message, #{}).
@@ -87,9 +94,13 @@ store_message_for_async(ClientIds, Message) -> store_message_for_async(ClientIds
 store_message_for_async(ClientIds, Message, Opts) -> async(store_for(ClientIds, Message, Opts)).
 
 store_for(ClientIds, Message, Opts) ->
-    {Ttl, Limit, Settings} = store_options(Opts),
+    {Ttl, Limit, Settings} = store_options(Opts, [session]),
+    NeedsSession = is_map_key(session, Opts),
+    NeedsSession andalso Limit =/= undefined andalso
+        emqx_redis_args:bad(3, "session: not together with max_queue"),
     Clients = lists:usort(emqx_redis_args:binaries(1, ClientIds)),
-    {{store_message_for, Clients, emqx_redis_args:message(2, Message), Ttl, Limit}, Settings}.
+    Checked = emqx_redis_args:message(2, Message),
+    {{store_message_for, Clients, Checked, Ttl, Limit, NeedsSession}, Settings}.
 
 %% At most `Limit' messages after the first `Offset', in publish order. Expired and acknowledged ones
 %% are not there and do not count; a page is full if enough messages exist. A stored value that is no
@@ -149,6 +160,60 @@ ack_all(ClientId, MessageIds, Opts) ->
     Ack = {ack_messages, emqx_redis_args:client_id(1, ClientId), Ids, Epoch},
     {Ack, emqx_redis_args:settings(Timeout, Durability)}.
 
+%% Notes with which packet ids messages were sent to the client and not acknowledged yet, up to a day. The
+%% note goes with the message; of one that is gone nothing is noted. Options: `epoch' as for
+%% `emqx_redis_session:save_session/3', `timeout', `durability'.
+-spec mark_messages(client_id(), [{message_id(), mark()}]) -> ok | error().
+mark_messages(ClientId, Marks) -> mark_messages(ClientId, Marks, #{}).
+
+-spec mark_messages(client_id(), [{message_id(), mark()}], emqx_redis_args:options()) ->
+    ok | error().
+mark_messages(ClientId, Marks, Opts) -> call(mark(ClientId, Marks, Opts)).
+
+-spec mark_messages_async(client_id(), [{message_id(), mark()}]) -> request_id().
+mark_messages_async(ClientId, Marks) -> mark_messages_async(ClientId, Marks, #{}).
+
+-spec mark_messages_async(client_id(), [{message_id(), mark()}], emqx_redis_args:options()) ->
+    request_id().
+mark_messages_async(ClientId, Marks, Opts) -> async(mark(ClientId, Marks, Opts)).
+
+mark(ClientId, Marks, Opts) ->
+    [Epoch, Timeout, Durability] = emqx_redis_args:options(3, Opts, [epoch, timeout, durability]),
+    Notes = emqx_redis_args:tuples(2, Marks, "{MessageId, {PacketId, sent | received}}", fun
+        ({Id, {PacketId, sent}}) when is_binary(Id), PacketId > 0, PacketId < 65536 ->
+            {Id, integer_to_binary(PacketId)};
+        ({Id, {PacketId, received}}) when is_binary(Id), PacketId > 0, PacketId < 65536 ->
+            {Id, <<(integer_to_binary(PacketId))/binary, "r">>};
+        (_) ->
+            false
+    end),
+    Mark = {mark_messages, emqx_redis_args:client_id(1, ClientId), Notes, Epoch},
+    {Mark, emqx_redis_args:settings(Timeout, Durability)}.
+
+%% What was noted of each of the messages, in their order; `undefined' where nothing was.
+-spec get_marks(client_id(), [message_id()]) -> {ok, [mark() | undefined]} | error().
+get_marks(ClientId, MessageIds) -> read_marks(call(marks(ClientId, MessageIds))).
+
+%% The answer of the request holds the notes as they are stored: `<<"17">>', `<<"17r">>' or `undefined'.
+-spec get_marks_async(client_id(), [message_id()]) -> request_id().
+get_marks_async(ClientId, MessageIds) -> async(marks(ClientId, MessageIds)).
+
+marks(ClientId, MessageIds) ->
+    Ids = emqx_redis_args:binaries(2, MessageIds),
+    {{get_marks, emqx_redis_args:client_id(1, ClientId), Ids}, undefined}.
+
+read_marks({ok, Notes}) -> {ok, [read_mark(Note) || Note <- Notes]};
+read_marks({error, _} = Error) -> Error.
+
+read_mark(undefined) ->
+    undefined;
+read_mark(Note) ->
+    case string:to_integer(Note) of
+        {PacketId, <<>>} when is_integer(PacketId) -> {PacketId, sent};
+        {PacketId, <<"r">>} when is_integer(PacketId) -> {PacketId, received};
+        _ -> undefined
+    end.
+
 %% Removes all of a client's messages: up to 200 in one atomic unit, more in several.
 %% Options: `epoch' as for `emqx_redis_session:save_session/3', `timeout', `durability'.
 -spec delete_messages(client_id()) -> ok | error().
@@ -172,9 +237,11 @@ delete(ClientId, Opts) ->
 %% Internal
 %%--------------------------------------------------------------------
 
-store_options(Opts) ->
-    Names = [ttl, max_queue, on_full, timeout, durability],
-    [Ttl, Most, OnFull, Timeout, Durability] = emqx_redis_args:options(3, Opts, Names),
+store_options(Opts) -> store_options(Opts, []).
+
+store_options(Opts, More) ->
+    Names = [ttl, max_queue, on_full, timeout, durability | More],
+    [Ttl, Most, OnFull, Timeout, Durability | _] = emqx_redis_args:options(3, Opts, Names),
     {Ttl, queue_limit(Most, OnFull), emqx_redis_args:settings(Timeout, Durability)}.
 
 queue_limit(undefined, _) -> undefined;

@@ -26,6 +26,8 @@
     | {unavailable, why()}
     %% There is no such session.
     | not_found
+    %% There is no session to store for, and the option `session' wants one.
+    | no_session
     %% The session was claimed, and the call named no epoch.
     | fenced
     %% The session was claimed again since; its epoch is this now.

@@ -8,13 +8,7 @@
 -export([load_library/0]).
 
 start(_Type, _Args) ->
-    case emqx_redis_storage_sup:start_link() of
-        {ok, Supervisor} ->
-            ok = emqx_redis_plugin:hook(),
-            {ok, Supervisor};
-        Failed ->
-            Failed
-    end.
+    emqx_redis_storage_sup:start_link().
 
 %% While everything still runs.
 prep_stop(State) ->

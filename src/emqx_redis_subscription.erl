@@ -51,16 +51,20 @@ add_subscriptions(All, Opts) ->
     end),
     call(add_subscriptions, Checked, Opts, 2).
 
-%% Deletes up to 10,000 subscriptions, in the same way.
--spec delete_subscriptions([{filter(), client_id()}]) -> ok | error().
+%% Deletes up to 10,000 subscriptions, in the same way. One that is given with options is deleted only where
+%% it has exactly these: what somebody else has changed meanwhile stays.
+-spec delete_subscriptions([{filter(), client_id()} | {filter(), client_id(), term()}]) ->
+    ok | error().
 delete_subscriptions(All) -> delete_subscriptions(All, #{}).
 
--spec delete_subscriptions([{filter(), client_id()}], options()) ->
+-spec delete_subscriptions([{filter(), client_id()} | {filter(), client_id(), term()}], options()) ->
     ok | {ok, emqx_redis_router:version()} | error().
 delete_subscriptions(All, Opts) ->
-    Checked = emqx_redis_args:tuples(1, All, "{Filter, ClientId}", fun
+    Checked = emqx_redis_args:tuples(1, All, "{Filter, ClientId} or {Filter, ClientId, Options}", fun
         ({Filter, ClientId}) ->
             {emqx_redis_args:topic(1, Filter), emqx_redis_args:client_id(1, ClientId)};
+        ({Filter, ClientId, SubOpts}) ->
+            {emqx_redis_args:topic(1, Filter), emqx_redis_args:client_id(1, ClientId), SubOpts};
         (_) ->
             false
     end),

@@ -31,6 +31,9 @@ cases() ->
         a_lowered_limit_shortens_a_long_queue,
         expired_messages_make_room,
         one_message_for_many_clients,
+        only_for_clients_with_a_session,
+        packet_ids_are_noted_and_go_with_their_message,
+        a_note_takes_the_epoch,
         long_queues,
         large_messages,
         empty_lists,
@@ -194,6 +197,55 @@ one_message_for_many_clients(_Config) ->
     Reject = Limit#{on_full => reject},
     {error, {partial, Failed}} = ?MESSAGE:store_message_for(Clients, M#{id => <<"third">>}, Reject),
     ?assertEqual([{Client, queue_full} || Client <- Clients -- [<<"1001">>]], lists:sort(Failed)).
+
+only_for_clients_with_a_session(Config) ->
+    Clients = [<<"has">>, <<"has not">>, <<"had">>, <<"has too">>],
+    [ok = emqx_redis_session:save_session(C, session, #{}) || C <- Clients -- [<<"has not">>]],
+    ok = emqx_redis_session:delete_session(<<"had">>),
+    M = #{id => <<"m">>, payload => <<"p">>},
+    Before = ?STORAGE:keys(Config),
+    {error, {partial, Failed}} = ?MESSAGE:store_message_for(Clients, M, #{session => required}),
+    ?assertEqual([{<<"had">>, no_session}, {<<"has not">>, no_session}], lists:sort(Failed)),
+    [?assertEqual({ok, [M]}, ?MESSAGE:get_messages(C, 0, 9)) || C <- [<<"has">>, <<"has too">>]],
+    [?assertEqual({ok, []}, ?MESSAGE:get_messages(C, 0, 9)) || {C, _} <- Failed],
+    ok = ?MESSAGE:store_message_for([<<"has">>], M#{id => <<"n">>}, #{session => required}),
+    [ok = ?MESSAGE:delete_messages(C) || C <- [<<"has">>, <<"has too">>]],
+    %% Nothing of those without a session is left anywhere.
+    ?assertEqual(lists:sort(Before), lists:sort(?STORAGE:keys(Config))).
+
+packet_ids_are_noted_and_go_with_their_message(Config) ->
+    Client = <<"c:%}">>,
+    Before = ?STORAGE:keys(Config),
+    Ids = [<<"a">>, <<":">>, <<0>>],
+    ok = ?MESSAGE:store_messages(Client, [#{id => Id} || Id <- Ids]),
+    Marks = [{<<"a">>, {1, sent}}, {<<":">>, {65535, received}}, {<<"gone">>, {7, sent}}],
+    ok = ?MESSAGE:mark_messages(Client, Marks),
+    Asked = Ids ++ [<<"gone">>],
+    ?assertEqual(
+        {ok, [{1, sent}, {65535, received}, undefined, undefined]}, ?MESSAGE:get_marks(Client, Asked)
+    ),
+    ok = ?MESSAGE:mark_messages(Client, [{<<"a">>, {1, received}}]),
+    ?assertEqual({ok, [{1, received}]}, ?MESSAGE:get_marks(Client, [<<"a">>])),
+    ok = ?MESSAGE:ack_message(Client, <<"a">>),
+    ?assertEqual({ok, [undefined]}, ?MESSAGE:get_marks(Client, [<<"a">>])),
+    ok = ?MESSAGE:delete_messages(Client),
+    ?assertEqual({ok, []}, ?MESSAGE:get_marks(Client, [])),
+    ?assertEqual(lists:sort(Before), lists:sort(?STORAGE:keys(Config))),
+    ?assertError(badarg, ?MESSAGE:mark_messages(Client, [{<<"a">>, {0, sent}}])),
+    ?assertError(badarg, ?MESSAGE:mark_messages(Client, [{<<"a">>, {1, seen}}])).
+
+a_note_takes_the_epoch(_Config) ->
+    {ok, #{epoch := Epoch}} = emqx_redis_session:claim_session(<<"c">>, #{}),
+    ok = ?MESSAGE:store_message(<<"c">>, #{id => <<"m">>}),
+    Marks = [{<<"m">>, {1, sent}}],
+    ?assertEqual({error, fenced}, ?MESSAGE:mark_messages(<<"c">>, Marks)),
+    {ok, #{epoch := Later}} = emqx_redis_session:claim_session(<<"c">>, #{}),
+    ?assertEqual(
+        {error, {stale_epoch, Later}}, ?MESSAGE:mark_messages(<<"c">>, Marks, #{epoch => Epoch})
+    ),
+    ?assertEqual({ok, [undefined]}, ?MESSAGE:get_marks(<<"c">>, [<<"m">>])),
+    ok = ?MESSAGE:mark_messages(<<"c">>, Marks, #{epoch => Later}),
+    ?assertEqual({ok, [{1, sent}]}, ?MESSAGE:get_marks(<<"c">>, [<<"m">>])).
 
 long_queues(Config) ->
     Messages = [#{id => integer_to_binary(N), n => N} || N <- lists:seq(1, 3000)],

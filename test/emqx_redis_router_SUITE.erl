@@ -30,6 +30,7 @@ cases() ->
         deep_filters,
         many_topics,
         changes_from_many_processes,
+        a_subscription_is_deleted_only_as_it_was_seen,
         misuse_raises_badarg
     ].
 
@@ -170,6 +171,27 @@ changes_from_many_processes(Config) ->
     Workers = [spawn_monitor(fun() -> Work(Node) end) || Node <- Nodes],
     [receive {'DOWN', M, process, P, Reason} -> ?assertEqual(normal, Reason) end || {P, M} <- Workers],
     ?assertEqual([<<"meta">>], ?STORAGE:keys(Config)).
+
+a_subscription_is_deleted_only_as_it_was_seen(_Config) ->
+    M = emqx_redis_subscription,
+    Match = fun() ->
+        {ok, Here} = M:match_subscriptions(<<"a/b">>),
+        {ok, InRedis} = emqx_redis_match:match_in_redis(match_subscriptions, <<"a/b">>),
+        ?assertEqual(lists:sort(InRedis), lists:sort(Here)),
+        lists:sort(Here)
+    end,
+    _ = Match(),
+    [ok = M:add_subscription(Filter, <<"c">>, {1, new}) || Filter <- [<<"a/b">>, <<"a/+">>]],
+    Both = [{<<"a/+">>, <<"c">>, {1, new}}, {<<"a/b">>, <<"c">>, {1, new}}],
+    {ok, Version} = M:delete_subscriptions(
+        [{F, <<"c">>, {1, old}} || F <- [<<"a/b">>, <<"a/+">>]], #{version => true}
+    ),
+    ok = ?ROUTER:sync(Version),
+    ?assertEqual(Both, Match()),
+    ok = M:delete_subscriptions([{<<"a/b">>, <<"c">>, {1, new}}, {<<"x">>, <<"c">>, {1, new}}]),
+    ?assertEqual([hd(Both)], Match()),
+    ok = M:delete_subscriptions([{<<"a/+">>, <<"c">>}]),
+    ?assertEqual([], Match()).
 
 misuse_raises_badarg(_Config) ->
     [

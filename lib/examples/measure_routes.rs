@@ -219,7 +219,8 @@ fn memory(redis: &mut Connection) -> u64 {
 fn change(keys: &Keys, filter: &Filter<'_>, node: &[u8], adds: bool) -> ScriptCall {
     let change = Change {
         space: Space::Routes,
-        adds: adds.then_some(b""),
+        adds,
+        options: b"",
         destination: node,
         proof: b"",
     };

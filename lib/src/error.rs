@@ -21,6 +21,8 @@ pub enum Error {
     Unavailable(Why),
     /// There is no such session.
     NotFound,
+    /// Nothing was stored for a client without a session.
+    NoSession,
     /// The session was claimed and the request named no epoch.
     Fenced,
     /// The session was claimed again since; this is the epoch now.

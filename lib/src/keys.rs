@@ -111,6 +111,13 @@ impl Keys {
         key
     }
 
+    /// String: the packet id that a message was sent to the client with.
+    pub fn sent(&self, client: &[u8], id: &[u8]) -> Vec<u8> {
+        let mut key = self.key_with_room(b"sent:", client.len() + 3 + id.len());
+        self.push_message_member(&mut key, client, id);
+        key
+    }
+
     /// Sorted set: a client's message ids by publish time.
     pub fn queue(&self, client: &[u8]) -> Vec<u8> {
         self.client_key(b"msgq:", client)

@@ -1,11 +1,13 @@
 //! Messages: the queue of what a client has not acknowledged yet.
 
 mod ack;
+mod mark;
 mod page;
 mod store;
 mod store_for;
 
 pub use ack::{AckMessages, DeleteMessages};
+pub use mark::{GetMarks, MarkMessages};
 pub use page::GetMessages;
 pub use store::{Limit, Message, OnFull, StoreMessages};
 pub use store_for::StoreMessageFor;
@@ -31,4 +33,9 @@ fn member_prefix(context: &Context, client: &[u8]) -> Vec<u8> {
 /// What stands before a member in a message's key.
 fn key_prefix(context: &Context) -> Vec<u8> {
     [context.keys.prefix(), b"msg:"].concat()
+}
+
+/// What stands before a member in the key of the note on a message's packet id.
+fn sent_prefix(context: &Context) -> Vec<u8> {
+    [context.keys.prefix(), b"sent:"].concat()
 }

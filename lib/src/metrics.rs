@@ -67,6 +67,7 @@ table! {
         StoreMessage = "store_message", "emqx_redis_message:store_message and its batch forms";
         GetMessages = "get_messages", "emqx_redis_message:get_messages";
         AckMessage = "ack_message", "emqx_redis_message:ack_message and ack_messages";
+        MarkMessages = "mark_messages", "emqx_redis_message:mark_messages";
         DeleteMessages = "delete_messages", "emqx_redis_message:delete_messages";
         AddRoute = "add_route", "emqx_redis_router:add_route";
         DeleteRoute = "delete_route", "emqx_redis_router:delete_route";

@@ -52,8 +52,10 @@ pub struct Stamp {
 pub struct Change<'a> {
     /// The table.
     pub space: Space,
-    /// Adds, with these options; or deletes.
-    pub adds: Option<&'a [u8]>,
+    /// Adds; or deletes.
+    pub adds: bool,
+    /// Of a subscription: its options. One to be deleted must have them, unless they are empty.
+    pub options: &'a [u8],
     /// The node or client. Of a node: a [valid](crate::keys::valid_node) one.
     pub destination: &'a [u8],
     /// Of an added route the life of the node that adds it for itself, of a deleted one the beat that the node's lease
@@ -68,16 +70,16 @@ pub fn change(keys: &Keys, filter: &Filter, change: &Change<'_>, stamp: &Stamp) 
     let real = filter.real.as_bytes();
     let shard = keys.shard(real);
     let script = match (change.space, change.adds) {
-        (Space::Routes, Some(_)) => Script::AddRoute,
-        (Space::Routes, None) => Script::DeleteRoute,
-        (Space::Subscriptions, Some(_)) => Script::AddSubscription,
-        (Space::Subscriptions, None) => Script::DeleteSubscription,
+        (Space::Routes, true) => Script::AddRoute,
+        (Space::Routes, false) => Script::DeleteRoute,
+        (Space::Subscriptions, true) => Script::AddSubscription,
+        (Space::Subscriptions, false) => Script::DeleteSubscription,
     };
     let last = match change.space {
         Space::Routes => change.proof,
-        Space::Subscriptions => change.adds.unwrap_or_default(),
+        Space::Subscriptions => change.options,
     };
-    let size = full.len() + change.destination.len() + change.adds.unwrap_or_default().len();
+    let size = full.len() + change.destination.len() + change.options.len();
     let number = |number: i64| number.to_string().into_bytes();
     let mut args = vec![
         full.to_vec(),

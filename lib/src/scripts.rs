@@ -31,6 +31,7 @@ scripts! {
     PageMessages = ["cluster", "expire_messages", "page_messages"];
     PruneMessages = ["cluster", "prune_messages"];
     AckMessages = ["fence", "ack_messages"];
+    MarkMessages = ["fence", "mark_messages"];
     DeleteMessages = ["cluster", "fence", "delete_messages"];
     SweepMessages = ["cluster", "expire_messages", "sweep_messages"];
     Quarantine = ["quarantine"];

@@ -377,8 +377,9 @@ fn a_message_for_many_is_stored_for_each() {
         most: 1,
         on_full: OnFull::DropOldest,
     });
-    let for_all =
-        |id: &str, limit| StoreMessageFor::new(clients.clone(), message(id, None), None, limit);
+    let for_all = |id: &str, limit| {
+        StoreMessageFor::new(clients.clone(), message(id, None), None, limit, false)
+    };
     assert_eq!(cluster.run(for_all("a", None)), Ok(Answer::Ok));
     let dropped: Vec<_> = clients
         .iter()

@@ -59,7 +59,8 @@ impl Table {
         self.now += 1;
         let change = Change {
             space: Space::Routes,
-            adds: adds.then_some(b""),
+            adds,
+            options: b"",
             destination: node.as_bytes(),
             proof,
         };

@@ -24,6 +24,7 @@ pub(crate) fn encode_error<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
         Error::Stopped => atoms::stopped().to_term(env),
         Error::Cancelled => atoms::cancelled().to_term(env),
         Error::NotFound => atoms::not_found().to_term(env),
+        Error::NoSession => atoms::no_session().to_term(env),
         Error::Fenced => atoms::fenced().to_term(env),
         Error::QueueFull => atoms::queue_full().to_term(env),
         Error::Unknown(why) => (atoms::unknown(), encode_why(env, why)).encode(env),

@@ -6,8 +6,8 @@ use emqx_redis_core::command::{Command, Query};
 use emqx_redis_core::config::{Durability, Ttl};
 use emqx_redis_core::keys::valid_node;
 use emqx_redis_core::message::{
-    AckMessages, DeleteMessages, GetMessages, Limit, Message, OnFull, StoreMessageFor,
-    StoreMessages,
+    AckMessages, DeleteMessages, GetMarks, GetMessages, Limit, MarkMessages, Message, OnFull,
+    StoreMessageFor, StoreMessages,
 };
 use emqx_redis_core::request::Operation;
 use emqx_redis_core::route_scripts::Space;
@@ -138,7 +138,7 @@ pub(crate) fn decode<'a>(term: Term<'a>, budget: usize) -> Decoded<'a, Box<dyn O
                 queue_limit(limit)?,
             ))
         }
-        [clients, one, ttl, limit] if is(atoms::store_message_for()) => {
+        [clients, one, ttl, limit, needs_session] if is(atoms::store_message_for()) => {
             let clients = budget.list(clients, Budget::bytes)?;
             let message = message(&mut budget, one)?;
             Box::new(StoreMessageFor::new(
@@ -146,6 +146,7 @@ pub(crate) fn decode<'a>(term: Term<'a>, budget: usize) -> Decoded<'a, Box<dyn O
                 message,
                 time_to_live(ttl)?,
                 queue_limit(limit)?,
+                needs_session.decode()?,
             ))
         }
         [client, offset, limit] if is(atoms::get_messages()) => Box::new(GetMessages::new(
@@ -158,6 +159,18 @@ pub(crate) fn decode<'a>(term: Term<'a>, budget: usize) -> Decoded<'a, Box<dyn O
             let ids = budget.list(ids, Budget::bytes)?;
             Box::new(AckMessages::new(client, ids, optional(epoch)?))
         }
+        [client, notes, epoch] if is(atoms::mark_messages()) => Box::new(MarkMessages {
+            client: budget.bytes(client)?,
+            notes: budget.list(notes, |budget, term| {
+                let (id, note): (Term<'a>, Term<'a>) = term.decode()?;
+                Ok((budget.bytes(id)?, budget.bytes(note)?))
+            })?,
+            epoch: optional(epoch)?,
+        }),
+        [client, ids] if is(atoms::get_marks()) => Box::new(GetMarks {
+            client: budget.bytes(client)?,
+            ids: budget.list(ids, Budget::bytes)?,
+        }),
         [client, epoch] if is(atoms::delete_messages()) => Box::new(DeleteMessages {
             client: budget.bytes(client)?,
             epoch: optional(epoch)?,
@@ -181,9 +194,16 @@ pub(crate) fn decode<'a>(term: Term<'a>, budget: usize) -> Decoded<'a, Box<dyn O
             Box::new(Changes::new(Space::Subscriptions, true, all, wants).map_err(invalid_topic)?)
         }
         [all, wants_versions] if is(atoms::delete_subscriptions()) => {
-            let all = budget.list(all, |budget, term| {
-                let (filter, client): (Term<'a>, Term<'a>) = term.decode()?;
-                Ok((budget.bytes(filter)?, budget.bytes(client)?, Vec::new()))
+            let all = budget.list(all, |budget, term| match &get_tuple(term)?[..] {
+                [filter, client] => {
+                    Ok((budget.bytes(*filter)?, budget.bytes(*client)?, Vec::new()))
+                }
+                // Only where the subscription has these options.
+                [filter, client, options] => {
+                    let (filter, client) = (budget.bytes(*filter)?, budget.bytes(*client)?);
+                    Ok((filter, client, budget.term(*options)?))
+                }
+                _ => Err(Refusal::BadArgument),
             })?;
             let wants = wants_versions.decode()?;
             Box::new(Changes::new(Space::Subscriptions, false, all, wants).map_err(invalid_topic)?)

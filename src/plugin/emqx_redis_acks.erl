@@ -1,15 +1,17 @@
-%% Messages that clients have acknowledged, on their way out of Redis.
+%% Messages that clients have acknowledged, on their way out of Redis, and packet ids of those that they
+%% have not.
 %%
 %% A client's process only says so, and goes on. What comes within some milliseconds goes out as one request
 %% for each client. A request that fails while Redis is away is made again; what is lost here (the node
-%% dies) is delivered once more after a restart, which QoS 1 allows.
+%% dies) is delivered once more after a restart, which QoS 1 allows. With which packet id a message was sent
+%% is noted in Redis only if it is not acknowledged soon.
 -module(emqx_redis_acks).
 
 -behaviour(gen_server).
 
 -export([start_link/1, names/0]).
--export([ack/3, flush/1, flush/2]).
--export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
+-export([ack/3, mark/4, flush/1, flush/2]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -type client_id() :: emqx_redis_session:client_id().
 %% None for the queue of a shared group, which nobody owns.
@@ -18,17 +20,25 @@
 %% How long the first acknowledgement waits for company, and how long one that failed waits.
 -define(LINGER, 5).
 -define(RETRY, 500).
+%% A packet id is noted after one to two times that.
+-define(NOTE_AFTER, 50).
 %% Acknowledgements in one request, requests under way, and acknowledgements kept while Redis is away:
 %% beyond, the oldest known are dropped, and their messages come again after a restart.
 -define(BATCH, 500).
 -define(REQUESTS, 256).
 -define(KEPT, 200000).
+%% How long the end of the plugin waits for them.
+-define(FINISH, 2000).
 
 -record(state, {
     %% What waits: newest first.
     waiting = #{} :: #{{client_id(), epoch()} => [binary()]},
     count = 0 :: non_neg_integer(),
     timer :: reference() | undefined,
+    %% Packet ids to be noted: those that came since the timer was set, and those before.
+    young = #{} :: #{{client_id(), epoch()} => #{binary() => emqx_redis_message:mark()}},
+    old = #{} :: #{{client_id(), epoch()} => #{binary() => emqx_redis_message:mark()}},
+    note_timer :: reference() | undefined,
     requests = #{} :: #{
         reference() => {emqx_redis_storage:request_id(), {client_id(), epoch()}, [binary()]}
     },
@@ -45,6 +55,11 @@ names() -> [emqx_redis_acks_1, emqx_redis_acks_2, emqx_redis_acks_3, emqx_redis_
 
 -spec ack(client_id(), epoch(), emqx_redis_message:message_id()) -> ok.
 ack(ClientId, Epoch, MessageId) -> gen_server:cast(name(ClientId), {ack, {ClientId, Epoch}, MessageId}).
+
+%% The message was sent to the client, or received by it, with that packet id.
+-spec mark(client_id(), epoch(), emqx_redis_message:message_id(), emqx_redis_message:mark()) -> ok.
+mark(ClientId, Epoch, MessageId, Mark) ->
+    gen_server:cast(name(ClientId), {mark, {ClientId, Epoch}, MessageId, Mark}).
 
 %% Waits until what the client has acknowledged so far is done, or has failed for good.
 -spec flush(client_id()) -> ok | {error, timeout | stopped}.
@@ -68,17 +83,29 @@ name(ClientId) -> element(1 + erlang:phash2(ClientId, 4), list_to_tuple(names())
 
 init([]) ->
     process_flag(message_queue_data, off_heap),
+    process_flag(trap_exit, true),
     {ok, #state{}}.
 
 handle_call({flush, ClientId}, From, State) ->
     Flushing = [{ClientId, From} | State#state.flushing],
     {noreply, answer_flushed(send(State#state{flushing = Flushing}))}.
 
-handle_cast({ack, Owner, MessageId}, State) ->
-    {noreply, wait(Owner, [MessageId], 1, ?LINGER, State)}.
+handle_cast({ack, Owner, MessageId}, #state{young = Young, old = Old} = State) ->
+    Unmarked = State#state{
+        young = unmark(Owner, MessageId, Young), old = unmark(Owner, MessageId, Old)
+    },
+    {noreply, wait(Owner, [MessageId], 1, ?LINGER, Unmarked)};
+handle_cast({mark, Owner, MessageId, Mark}, #state{young = Young} = State) ->
+    Marks = maps:get(Owner, Young, #{}),
+    {noreply, set_note_timer(State#state{young = Young#{Owner => Marks#{MessageId => Mark}}})}.
 
 handle_info(send, State) ->
     {noreply, send(State#state{timer = undefined})};
+handle_info(note, #state{young = Young, old = Old} = State) ->
+    %% What fails is not noted: the message comes again with another id.
+    Requests = maps:fold(fun note/3, State#state.requests, Old),
+    Next = State#state{young = #{}, old = Young, requests = Requests, note_timer = undefined},
+    {noreply, set_note_timer(Next)};
 handle_info({emqx_redis_reply, Ref, _} = Message, #state{requests = Requests} = State) ->
     case maps:take(Ref, Requests) of
         {{RequestId, Owner, Ids}, Left} ->
@@ -90,6 +117,31 @@ handle_info({emqx_redis_reply, Ref, _} = Message, #state{requests = Requests} = 
     end;
 handle_info(_Message, State) ->
     {noreply, State}.
+
+%% The plugin is stopped: what is known by now is done yet.
+terminate(_Reason, State) -> finish(drain(State), erlang:monotonic_time(millisecond) + ?FINISH).
+
+drain(State) ->
+    receive
+        {'$gen_cast', Request} ->
+            {noreply, Next} = handle_cast(Request, State),
+            drain(Next)
+    after 0 -> State
+    end.
+
+finish(State, Until) ->
+    #state{waiting = Waiting, requests = Requests} = Sent = send(State),
+    case map_size(Waiting) + map_size(Requests) of
+        0 ->
+            ok;
+        _ ->
+            receive
+                {emqx_redis_reply, _, _} = Reply ->
+                    {noreply, Next} = handle_info(Reply, Sent),
+                    finish(Next, Until)
+            after max(0, Until - erlang:monotonic_time(millisecond)) -> ok
+            end
+    end.
 
 %%--------------------------------------------------------------------
 %% Internal
@@ -106,6 +158,25 @@ set_timer(Linger, #state{timer = undefined} = State) ->
     State#state{timer = erlang:send_after(Linger, self(), send)};
 set_timer(_Linger, State) ->
     State.
+
+set_note_timer(#state{young = Young, old = Old, note_timer = undefined} = State) when
+    map_size(Young) > 0; map_size(Old) > 0
+->
+    State#state{note_timer = erlang:send_after(?NOTE_AFTER, self(), note)};
+set_note_timer(State) ->
+    State.
+
+unmark(Owner, MessageId, Marks) ->
+    case Marks of
+        #{Owner := #{MessageId := _} = Known} when map_size(Known) =:= 1 -> maps:remove(Owner, Marks);
+        #{Owner := #{MessageId := _} = Known} -> Marks#{Owner := maps:remove(MessageId, Known)};
+        _ -> Marks
+    end.
+
+note({ClientId, Epoch} = Owner, Marks, Requests) ->
+    Options = #{epoch => Epoch},
+    RequestId = emqx_redis_message:mark_messages_async(ClientId, maps:to_list(Marks), Options),
+    Requests#{emqx_redis_request:reference(RequestId) => {RequestId, Owner, []}}.
 
 %% More can be sent once an answer has come; a timer that is set says that nothing is urgent.
 send_waiting(#state{timer = undefined} = State) -> send(State);
@@ -138,6 +209,8 @@ done({error, {stale_epoch, _}}, {ClientId, Epoch}, _Ids, State) ->
 done({error, fenced}, _Owner, _Ids, State) ->
     State;
 done({error, stopped}, _Owner, _Ids, State) ->
+    State;
+done({error, _}, _Owner, [], State) ->
     State;
 done({error, _}, Owner, Ids, State) ->
     wait(Owner, lists:reverse(Ids), length(Ids), ?RETRY, State).

@@ -87,7 +87,8 @@ changed(true, false) ->
 changed(false, true) ->
     emqx_redis_broker:deactivate_alarm(?ALARM),
     %% What could not be written meanwhile.
-    emqx_redis_owned:tell_all(refresh).
+    emqx_redis_owned:tell_all(refresh),
+    emqx_redis_hook_keeper:adopt_all().
 
 message(reject) -> <<"Redis is away: what needs it to be stored is refused">>;
 message(degrade) -> <<"Redis is away: sessions and messages are not stored, and are lost with their node">>.

@@ -9,7 +9,7 @@
 %% All functions run in the process of the client's channel, or of the restored one that stands in for it.
 -module(emqx_redis_backlog).
 
--export([first_page/3, is_refused/2, completed/2, load/3, hand_over/1, delivery/2]).
+-export([first_page/3, is_refused/2, completed/2, load/3, handed_over/1, delivery/2]).
 
 -export_type([state/0]).
 
@@ -164,20 +164,7 @@ is_new(Message, Known) ->
     emqx_redis_broker:header(?MARK, Message, false) orelse
         not is_map_key(emqx_redis_broker:message_id(Message), Known).
 
-%% What the process of another channel knows, which is handing its session over.
--spec hand_over(pid()) -> state() | none.
-hand_over(Pid) ->
-    try erpc:call(node(Pid), erlang, process_info, [Pid, dictionary], 2000) of
-        {dictionary, Dictionary} ->
-            case lists:keyfind(emqx_redis_session, 1, Dictionary) of
-                {_, #{backlog := #{not_before := _} = Backlog}} ->
-                    %% Clocks of other nodes mean nothing here.
-                    Backlog#{not_before := erlang:monotonic_time(millisecond)};
-                _ ->
-                    none
-            end;
-        undefined ->
-            none
-    catch
-        error:{erpc, _} -> none
-    end.
+%% As another channel has handed it over: the clocks of other nodes mean nothing here.
+-spec handed_over(state() | none) -> state() | none.
+handed_over(none) -> none;
+handed_over(State) -> State#{not_before := erlang:monotonic_time(millisecond)}.

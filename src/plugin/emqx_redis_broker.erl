@@ -5,16 +5,18 @@
 -module(emqx_redis_broker).
 
 -export([is_running/0, is_stopping/0, durable_sessions/0, nodes/0]).
--export([put_hook/3, delete_hook/2]).
+-export([put_hook/3, delete_hook/2, monitor_hooks/0]).
 -export([plugin_config/0]).
 -export([register_command/2, unregister_command/1]).
 -export([activate_alarm/3, deactivate_alarm/1]).
--export([message_id/1, qos/1, topic/1, from/1, header/3, set_header/3, message_to_map/1, message_from_map/1]).
--export([has_route/2, is_match/2, filter_to_binary/1, filter_from_binary/1, mount/2]).
+-export([message_id/1, qos/1, is_dup/1]).
+-export([topic/1, from/1, header/3, set_header/3, message_to_map/1, message_from_map/1]).
+-export([has_route/2, is_match/2, filter_to_binary/1, filter_from_binary/1, mount/2, unmount/2]).
 -export([zone_setting/3]).
 -export([create_session/2, set_session_field/3, session_stats/1]).
 -export([subscribe/3, subscriptions/1, take_over/1, enrich/3, enqueue/3, into_inflight/3, received/2]).
--export([register_channel/4, unregister_channel/1, forget_channel/2, lookup_channels/1, channel_info/2]).
+-export([register_channel/4, unregister_channel/1, forget_channel/2]).
+-export([lookup_channels/1, all_channels/0, channel_info/2]).
 -export([drain_deliveries/0]).
 
 -export_type([message/0, delivery/0, session/0, client_info/0, conn_info/0, topic_filter/0]).
@@ -59,6 +61,10 @@ put_hook(Point, Action, Priority) ->
 -spec delete_hook(atom(), {module(), atom()}) -> ok.
 delete_hook(Point, Action) -> call(emqx_hooks, del, [Point, Action]).
 
+%% Watches the process that has the hooks; they end with it.
+-spec monitor_hooks() -> reference().
+monitor_hooks() -> monitor(process, whereis(emqx_hooks)).
+
 %% The plugin's configuration, as it was set in the Dashboard or its file.
 -spec plugin_config() -> {ok, map()} | {error, term()}.
 plugin_config() ->
@@ -99,6 +105,9 @@ message_id(Message) -> call(emqx_message, id, [Message]).
 
 -spec qos(message()) -> 0..2.
 qos(Message) -> call(emqx_message, qos, [Message]).
+
+-spec is_dup(message()) -> boolean().
+is_dup(Message) -> call(emqx_message, get_flag, [dup, Message, false]).
 
 -spec topic(message()) -> binary().
 topic(Message) -> call(emqx_message, topic, [Message]).
@@ -147,6 +156,13 @@ filter_from_binary(Filter) ->
 mount(#{mountpoint := MountPoint}, Filter) when is_binary(MountPoint) ->
     call(emqx_mountpoint, mount, [MountPoint, Filter]);
 mount(_ClientInfo, Filter) ->
+    Filter.
+
+%% Without it: as the client wrote it.
+-spec unmount(client_info(), topic_filter()) -> topic_filter().
+unmount(#{mountpoint := MountPoint}, Filter) when is_binary(MountPoint) ->
+    call(emqx_mountpoint, unmount, [MountPoint, Filter]);
+unmount(_ClientInfo, Filter) ->
     Filter.
 
 %% The setting `mqtt.Name' of the client's zone.
@@ -233,6 +249,10 @@ lookup_channels(ClientId) ->
     Local = call(emqx_cm, lookup_channels, [local, ClientId]),
     Known = call(emqx_cm_registry, lookup_all_channels, [ClientId]),
     lists:usort(Local ++ Known).
+
+%% All of this node.
+-spec all_channels() -> [pid()].
+all_channels() -> call(emqx_cm, all_channels, []).
 
 %% What a channel of this node last said of itself.
 -spec channel_info(binary(), pid()) -> map() | undefined.

@@ -5,16 +5,17 @@
 %% nothing.
 %%
 %% In Redis it is a map: `version' (1), `node', `instance' (the epoch at which it began, which tells it from
-%% an earlier session of the client), `created_at' (ms), `expiry' (ms), `subscriptions' (filter to options
-%% as EMQX has them). Subscriptions of QoS 1 and 2 are in the table of `emqx_redis_subscription' besides, so
-%% that publishers find the client.
+%% an earlier session of the client), `packet_id' (the last that may be in use), `created_at' (ms), `expiry'
+%% (ms), `subscriptions' (filter to options as EMQX has them). Subscriptions of QoS 1 and 2 are in the table
+%% of `emqx_redis_subscription' besides, so that publishers find the client.
 -module(emqx_redis_client_session).
 
 -export([connecting/1, expected/0]).
--export([created/2, resumed/2, adopt/3]).
+-export([created/2, resumed/2, adopt/4, backlog_found/1]).
 -export([subscribing/2, subscribed/2, unsubscribed/1, confirm_subscriptions/0]).
--export([disconnected/1, ended/0, discard_stored/1, refresh/0, lost/0]).
--export([current/0, update_backlog/1]).
+-export([disconnected/1, ended/0, discard_stored/1, refresh/0, lost/1]).
+-export([delivered/1, received/1, completed/1]).
+-export([load_backlog/0, current/0, is_kept/0, begin_run/0]).
 
 -export_type([state/0, stored/0]).
 
@@ -24,11 +25,14 @@
     version := 1,
     node := node(),
     instance := emqx_redis_session:epoch(),
+    packet_id := 1..65535,
     created_at := integer(),
     expiry := non_neg_integer(),
     subscriptions := #{filter() => map()}
 }.
 -type state() :: #{
+    %% Which run of the plugin it is of.
+    run := integer(),
     client_id := client_id(),
     epoch := emqx_redis_session:epoch(),
     stored := stored(),
@@ -37,16 +41,21 @@
     dirty := boolean(),
     %% Filters that are stored and not confirmed by EMQX yet.
     unconfirmed := [filter()],
+    %% The packet ids to come, where they are known, and those of messages that are under way.
+    packet_ids := emqx_redis_packet_ids:state() | unknown,
+    sent := #{emqx_redis_message:message_id() => 1..65535},
     backlog := emqx_redis_backlog:state() | none
 }.
 
 -define(SESSION, emqx_redis_session).
 -define(CONNECTING, emqx_redis_connecting).
+-define(RUN, {?MODULE, run}).
 %% A connected client's session outlives its last save by its expiry and this, which `emqx_redis_owned' is
 %% well within.
 -define(CONNECTED_SECONDS, 3600).
 %% How long a SUBACK waits for the slowest node.
 -define(SYNC_TIMEOUT, 10000).
+-define(NODE_TIMEOUT, 2000).
 
 %%--------------------------------------------------------------------
 %% A connection is made
@@ -82,11 +91,12 @@ create(ClientId, Expiry, CreatedAt, CleanStart) ->
                 version => 1,
                 node => node(),
                 instance => Epoch,
+                packet_id => emqx_redis_packet_ids:reserved(emqx_redis_packet_ids:new()),
                 created_at => CreatedAt,
                 expiry => Expiry,
                 subscriptions => #{}
             },
-            State = new(ClientId, Epoch, Stored),
+            State = (new(ClientId, Epoch, Stored))#{packet_ids := emqx_redis_packet_ids:new()},
             emqx_redis_plugin_stats:count(sessions_created),
             finish_create(State, Old);
         {error, _} = Error ->
@@ -125,27 +135,51 @@ resumed(#{clientid := ClientId}, SessionInfo) ->
     Connecting =
         case erase(?CONNECTING) of
             undefined -> #{};
-            Known -> Known
+            Kept -> Kept
         end,
     Expiry = maps:get(expiry_interval, Connecting, 0),
     case maps:get(restored, Connecting, none) of
-        {Epoch, Stored, Backlog} ->
+        {Epoch, Stored, #{backlog := _, sent := _, packet_ids := Ids} = Restored} ->
             emqx_redis_plugin_stats:count(sessions_restored),
-            Next = Stored#{node := node(), expiry := Expiry},
-            save((new(ClientId, Epoch, Next))#{backlog := Backlog});
+            Next = Stored#{
+                node := node(), expiry := Expiry, packet_id := emqx_redis_packet_ids:reserved(Ids)
+            },
+            save(maps:merge(new(ClientId, Epoch, Next), Restored));
         none ->
-            Backlog = hand_over(ClientId, maps:get(live, Connecting, none)),
-            take_over(ClientId, Expiry, SessionInfo, Backlog)
+            Known = hand_over(ClientId, maps:get(live, Connecting, none)),
+            take_over(ClientId, Expiry, SessionInfo, Known)
     end.
 
-%% What the channel that is taken over has on its way to Redis must be there before its epoch ends.
+%% What the channel that is taken over has on its way to Redis must be there before its epoch ends; and what
+%% it knows of the session beside what EMQX hands over is read from its process.
 hand_over(_ClientId, none) ->
-    none;
+    #{};
 hand_over(ClientId, Pid) ->
     _ = emqx_redis_acks:flush(node(Pid), ClientId),
-    emqx_redis_backlog:hand_over(Pid).
+    try erpc:call(node(Pid), erlang, process_info, [Pid, dictionary], ?NODE_TIMEOUT) of
+        {dictionary, Dictionary} ->
+            case lists:keyfind(?SESSION, 1, Dictionary) of
+                {_, #{backlog := Backlog} = Known} ->
+                    Kept = maps:with([sent, packet_ids], Known),
+                    Kept#{backlog => emqx_redis_backlog:handed_over(Backlog)};
+                _ ->
+                    #{}
+            end;
+        undefined ->
+            #{}
+    catch
+        error:{erpc, _} -> #{}
+    end.
 
-take_over(ClientId, Expiry, SessionInfo, Backlog) ->
+take_over(ClientId, Expiry, SessionInfo, Known) ->
+    case adopt(ClientId, Expiry, SessionInfo, Known) of
+        {ok, _} -> ok;
+        {error, _} = Error -> Error
+    end.
+
+%% Writes a session that EMQX has as it is, and answers what Redis had: `undefined' where there was none.
+-spec adopt(client_id(), non_neg_integer(), map(), map()) -> {ok, term()} | {error, term()}.
+adopt(ClientId, Expiry, SessionInfo, Known) ->
     Subscriptions = subscriptions(maps:to_list(maps:get(subscriptions, SessionInfo))),
     case emqx_redis_session:claim_session(ClientId, #{}) of
         {ok, #{epoch := Epoch, session := Old}} ->
@@ -153,21 +187,26 @@ take_over(ClientId, Expiry, SessionInfo, Backlog) ->
                 version => 1,
                 node => node(),
                 instance => instance(Old, Epoch),
+                packet_id => last_packet_id(Known, Old),
                 created_at => maps:get(created_at, SessionInfo),
                 expiry => Expiry,
                 subscriptions => Subscriptions
             },
             emqx_redis_plugin_stats:count(sessions_resumed),
-            State = (new(ClientId, Epoch, Stored))#{backlog := Backlog},
+            State = maps:merge(new(ClientId, Epoch, Stored), Known),
             Gone = filters(Old) -- maps:keys(Subscriptions),
             Changed = maps:filter(
                 fun(Filter, SubOpts) -> known_options(Filter, Old) =/= SubOpts end, Subscriptions
             ),
-            maybe_all([
+            Written = maybe_all([
                 fun() -> save(State) end,
                 fun() -> add_subscriptions(State, Changed) end,
                 fun() -> delete_subscriptions(ClientId, Gone) end
-            ]);
+            ]),
+            case Written of
+                ok -> {ok, Old};
+                {error, _} = Error -> Error
+            end;
         {error, _} = Error ->
             Error
     end.
@@ -175,24 +214,24 @@ take_over(ClientId, Expiry, SessionInfo, Backlog) ->
 known_options(Filter, #{subscriptions := #{} = Known}) -> maps:get(Filter, Known, none);
 known_options(_Filter, _) -> none.
 
+last_packet_id(#{packet_ids := {_, _} = Ids}, _Old) -> emqx_redis_packet_ids:reserved(Ids);
+last_packet_id(_Known, #{packet_id := PacketId}) -> PacketId;
+last_packet_id(_Known, _Old) -> emqx_redis_packet_ids:reserved(emqx_redis_packet_ids:new()).
+
 instance(#{instance := Instance}, _Epoch) -> Instance;
 instance(_, Epoch) -> Epoch.
 
-%% A session that was there before the plugin: writes it as it is. `Expiry' in milliseconds.
--spec adopt(client_id(), non_neg_integer(), integer()) -> ok | {error, term()}.
-adopt(ClientId, Expiry, CreatedAt) ->
-    Subscribed = emqx_redis_broker:subscriptions(self()),
-    Info = #{subscriptions => maps:from_list(Subscribed), created_at => CreatedAt},
-    take_over(ClientId, Expiry, Info, none).
-
 new(ClientId, Epoch, Stored) ->
     State = #{
+        run => persistent_term:get(?RUN),
         client_id => ClientId,
         epoch => Epoch,
         stored => Stored,
         connected => true,
         dirty => true,
         unconfirmed => [],
+        packet_ids => unknown,
+        sent => #{},
         backlog => none
     },
     emqx_redis_owned:put(ClientId, Epoch),
@@ -206,11 +245,96 @@ keep(State) ->
 -spec current() -> state() | undefined.
 current() -> get(?SESSION).
 
--spec update_backlog(emqx_redis_backlog:state() | none) -> ok.
-update_backlog(Backlog) ->
+%% Whether this run of the plugin knows of the session. One that was stopped meanwhile has missed what
+%% happened to it.
+-spec is_kept() -> boolean().
+is_kept() ->
     case current() of
-        undefined -> ok;
-        State -> _ = keep(State#{backlog := Backlog}), ok
+        #{run := Run} -> Run =:= persistent_term:get(?RUN);
+        _ -> false
+    end.
+
+%% The plugin starts.
+-spec begin_run() -> ok.
+begin_run() -> persistent_term:put(?RUN, erlang:unique_integer()).
+
+%%--------------------------------------------------------------------
+%% Messages on their way to the client
+%%--------------------------------------------------------------------
+
+%% A message of QoS 1 or 2 is sent for the first time.
+-spec delivered(emqx_redis_message:message_id()) -> ok.
+delivered(MessageId) ->
+    case current() of
+        #{packet_ids := {_, _} = Ids, sent := Sent, client_id := ClientId, epoch := Epoch} = State ->
+            {PacketId, Reserve, Next} = emqx_redis_packet_ids:next(Ids),
+            emqx_redis_acks:mark(ClientId, Epoch, MessageId, {PacketId, sent}),
+            reserve(Reserve, keep(State#{packet_ids := Next, sent := Sent#{MessageId => PacketId}}));
+        _ ->
+            ok
+    end.
+
+reserve(keep, _State) ->
+    ok;
+reserve(reserve, #{packet_ids := Ids, stored := Stored} = State) ->
+    %% What fails is saved again later; the block is far from its end.
+    _ = save(State#{stored := Stored#{packet_id := emqx_redis_packet_ids:reserved(Ids)}}),
+    ok.
+
+%% The client has answered a QoS 2 message with PUBREC.
+-spec received(emqx_redis_message:message_id()) -> ok.
+received(MessageId) ->
+    case current() of
+        #{sent := #{MessageId := PacketId}, client_id := ClientId, epoch := Epoch} ->
+            emqx_redis_acks:mark(ClientId, Epoch, MessageId, {PacketId, received});
+        _ ->
+            ok
+    end.
+
+%% The message has left the session: it was acknowledged, or dropped.
+-spec completed(emqx_redis_message:message_id()) -> ok.
+completed(MessageId) ->
+    case current() of
+        undefined ->
+            ok;
+        #{client_id := ClientId, epoch := Epoch, sent := Sent, backlog := Backlog} = State ->
+            emqx_redis_acks:ack(ClientId, Epoch, MessageId),
+            Left = keep(State#{sent := maps:remove(MessageId, Sent)}),
+            Backlog =/= none andalso advance(MessageId, Backlog, Left),
+            ok
+    end.
+
+advance(MessageId, Backlog, State) ->
+    case emqx_redis_backlog:completed(MessageId, Backlog) of
+        {wait, Next} -> keep(State#{backlog := Next});
+        {done, _} -> keep(State#{backlog := none});
+        {load, Next} -> load_page(keep(State#{backlog := Next}))
+    end.
+
+load_page(#{client_id := ClientId, stored := Stored, backlog := Backlog} = State) ->
+    #{subscriptions := Subscriptions} = Stored,
+    keep(State#{backlog := emqx_redis_backlog:load(ClientId, Subscriptions, Backlog)}).
+
+%% There are messages in Redis that the session does not have.
+-spec backlog_found(emqx_redis_backlog:state()) -> ok.
+backlog_found(Backlog) ->
+    case current() of
+        undefined ->
+            ok;
+        State ->
+            _ = keep(State#{backlog := Backlog}),
+            ok
+    end.
+
+%% After Redis was away: the next page, if it is yet to come.
+-spec load_backlog() -> ok.
+load_backlog() ->
+    case current() of
+        #{backlog := #{more := true}} = State ->
+            _ = load_page(State),
+            ok;
+        _ ->
+            ok
     end.
 
 %%--------------------------------------------------------------------
@@ -232,7 +356,7 @@ subscribing(TopicFilters, #{stored := Stored} = State) ->
                 unconfirmed := maps:keys(Changed) -- maps:keys(Known),
                 dirty := true
             }),
-            case maybe_all([fun() -> save(Next) end, fun() -> add_subscriptions(Next, Changed) end]) of
+            case maybe_all([fun() -> save(Next) end, fun() -> add_and_sync(Next, Changed) end]) of
                 ok ->
                     ok;
                 {error, _} = Error ->
@@ -279,27 +403,45 @@ subscriptions(TopicFilters) ->
      || {Filter, SubOpts} <- TopicFilters
     ]).
 
-%% Others must find the client by those of QoS 1 and 2, and no longer by those of QoS 0.
-add_subscriptions(#{client_id := ClientId, stored := #{instance := Instance}}, Subscriptions) ->
+%% Others must find the client by those of QoS 1 and 2, and no longer by those of QoS 0. Answers the place
+%% in the history of subscriptions.
+write_subscriptions(#{client_id := ClientId, stored := #{instance := Instance}}, Subscriptions) ->
     Wanted = [
         {Filter, ClientId, {QoS, maps:get(nl, SubOpts, 0), Instance}}
      || {Filter, #{qos := QoS} = SubOpts} <- maps:to_list(Subscriptions), QoS > 0, QoS < 3
     ],
     Others = [Filter || {Filter, #{qos := QoS}} <- maps:to_list(Subscriptions), QoS =:= 0 orelse QoS > 2],
-    maybe_all([
-        fun() -> announce(Wanted) end,
-        fun() -> delete_subscriptions(ClientId, Others) end
-    ]).
-
-announce([]) ->
-    ok;
-announce(Subscriptions) ->
-    case emqx_redis_subscription:add_subscriptions(Subscriptions, #{version => true}) of
+    case announce(Wanted) of
         {ok, Version} ->
-            emqx_redis_router:sync(Version, #{nodes => all, timeout => ?SYNC_TIMEOUT});
+            case delete_subscriptions(ClientId, Others) of
+                ok -> {ok, Version};
+                {error, _} = Error -> Error
+            end;
         {error, _} = Error ->
             Error
     end.
+
+add_subscriptions(State, Subscriptions) ->
+    case write_subscriptions(State, Subscriptions) of
+        {ok, _Version} -> ok;
+        {error, _} = Error -> Error
+    end.
+
+add_and_sync(State, Subscriptions) ->
+    case write_subscriptions(State, Subscriptions) of
+        {ok, Version} -> sync(Version);
+        {error, _} = Error -> Error
+    end.
+
+announce([]) ->
+    {ok, []};
+announce(Subscriptions) ->
+    emqx_redis_subscription:add_subscriptions(Subscriptions, #{version => true}).
+
+%% Until every node knows of them: SUBACK waits for that. (The process is held up meanwhile, so nothing else
+%% does.)
+sync([]) -> ok;
+sync(Version) -> emqx_redis_router:sync(Version, #{nodes => all, timeout => ?SYNC_TIMEOUT}).
 
 delete_subscriptions(_ClientId, []) ->
     ok;
@@ -358,15 +500,16 @@ refresh() ->
     end.
 
 %% Another node has the session: this process writes nothing any more, and its connection ends.
--spec lost() -> ok.
-lost() ->
-    case erase(?SESSION) of
-        undefined ->
-            ok;
-        #{client_id := ClientId} ->
+-spec lost(emqx_redis_session:epoch()) -> ok.
+lost(Epoch) ->
+    case current() of
+        #{client_id := ClientId, epoch := Epoch} ->
+            _ = erase(?SESSION),
             emqx_redis_owned:delete(ClientId),
             emqx_redis_plugin_stats:count(sessions_lost),
             exit(self(), kill),
+            ok;
+        _ ->
             ok
     end.
 
@@ -376,7 +519,8 @@ save(#{client_id := ClientId, epoch := Epoch, stored := Stored} = State) ->
             _ = keep(State#{dirty := false}),
             ok;
         {error, {stale_epoch, _}} ->
-            lost();
+            _ = keep(State),
+            lost(Epoch);
         {error, _} = Error ->
             _ = keep(State#{dirty := true}),
             Error

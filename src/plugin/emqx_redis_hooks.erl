@@ -9,7 +9,7 @@
 -export([on_connect/2, on_authenticated/2, on_connack/3, on_connected/2]).
 -export([on_session_created/2, on_session_resumed/2, on_session_terminated/3]).
 -export([on_client_subscribe/3, on_session_subscribed/3, on_session_unsubscribed/3]).
--export([on_disconnected/3, on_publish/1, on_puback/4, on_acked/2, on_completed/2]).
+-export([on_disconnected/3, on_publish/1, on_puback/4, on_delivered/2, on_acked/2, on_completed/2]).
 -export([on_dropped/3, on_nack/2, on_handle_info/3]).
 
 -type client_info() :: emqx_redis_broker:client_info().
@@ -41,6 +41,7 @@ hooks() ->
         {'session.terminated', on_session_terminated, ?LAST},
         {'message.publish', on_publish, ?LAST},
         {'message.puback', on_puback, ?FIRST},
+        {'message.delivered', on_delivered, ?LAST},
         {'message.acked', on_acked, ?LAST},
         {'message.nack', on_nack, ?FIRST},
         {'delivery.completed', on_completed, ?LAST},
@@ -217,12 +218,25 @@ on_puback(_PacketId, Message, [], _ReasonCode) ->
 on_puback(_PacketId, _Message, _Routed, _ReasonCode) ->
     ok.
 
+%% Each in the order of its packet id. What is sent again keeps its id.
+-spec on_delivered(client_info(), message()) -> ok.
+on_delivered(_ClientInfo, Message) ->
+    case emqx_redis_client_session:current() =/= undefined andalso emqx_redis_broker:qos(Message) > 0 of
+        true ->
+            emqx_redis_broker:is_dup(Message) orelse
+                emqx_redis_client_session:delivered(emqx_redis_broker:message_id(Message)),
+            ok;
+        false ->
+            ok
+    end.
+
 %% PUBACK of QoS 1. PUBREC of QoS 2 does not end a message, PUBCOMP does: `delivery.completed'.
 -spec on_acked(client_info(), message()) -> ok.
 on_acked(_ClientInfo, Message) ->
     case emqx_redis_broker:qos(Message) of
         1 -> left(Message);
-        _ -> ok
+        2 -> emqx_redis_client_session:received(emqx_redis_broker:message_id(Message));
+        0 -> ok
     end.
 
 -spec on_completed(message(), map()) -> ok.
@@ -241,34 +255,10 @@ on_dropped(_ClientInfo, _Message, _Reason) ->
 %% The message has left the session of this process.
 left(Message) ->
     case emqx_redis_broker:header(redispatch_to, Message, false) of
-        false -> left_session(Message);
+        false -> emqx_redis_client_session:completed(emqx_redis_broker:message_id(Message));
         {Group, Filter} -> left_group(Group, Filter, Message);
         {_, Group, Filter} -> left_group(Group, Filter, Message)
     end.
-
-left_session(Message) ->
-    case emqx_redis_client_session:current() of
-        undefined ->
-            ok;
-        #{client_id := ClientId, epoch := Epoch, backlog := Backlog} ->
-            Id = emqx_redis_broker:message_id(Message),
-            emqx_redis_acks:ack(ClientId, Epoch, Id),
-            Backlog =/= none andalso completed(Id, Backlog),
-            ok
-    end.
-
-completed(Id, Backlog) ->
-    case emqx_redis_backlog:completed(Id, Backlog) of
-        {wait, Next} -> emqx_redis_client_session:update_backlog(Next);
-        {done, _} -> emqx_redis_client_session:update_backlog(none);
-        {load, Next} -> load(Next)
-    end.
-
-load(Backlog) ->
-    #{client_id := ClientId, stored := Stored} = emqx_redis_client_session:current(),
-    #{subscriptions := Subscriptions} = Stored,
-    Next = emqx_redis_backlog:load(ClientId, Subscriptions, Backlog),
-    emqx_redis_client_session:update_backlog(Next).
 
 left_group(Group, Filter, Message) ->
     case emqx_redis_publish:is_groups(Message) of
@@ -298,15 +288,14 @@ on_nack(Message, _Nacked) ->
 -spec on_handle_info(client_info(), term(), map()) -> ok.
 on_handle_info(_ClientInfo, {emqx_redis_storage, confirm_subscriptions}, _Acc) ->
     or_note("take a refused subscription back", fun emqx_redis_client_session:confirm_subscriptions/0);
+on_handle_info(ClientInfo, {emqx_redis_storage, adopt}, _Acc) ->
+    or_note("take a session over that was there before", fun() -> emqx_redis_adopt:adopt(ClientInfo) end);
 on_handle_info(_ClientInfo, {emqx_redis_storage, refresh}, _Acc) ->
     or_note("write the session again", fun emqx_redis_client_session:refresh/0);
-on_handle_info(_ClientInfo, {emqx_redis_storage, lost}, _Acc) ->
-    emqx_redis_client_session:lost();
+on_handle_info(_ClientInfo, {emqx_redis_storage, {lost, Epoch}}, _Acc) ->
+    emqx_redis_client_session:lost(Epoch);
 on_handle_info(_ClientInfo, {emqx_redis_storage, load_backlog}, _Acc) ->
-    case emqx_redis_client_session:current() of
-        #{backlog := #{more := true} = Backlog} -> load(Backlog);
-        _ -> ok
-    end;
+    emqx_redis_client_session:load_backlog();
 on_handle_info(_ClientInfo, _Message, _Acc) ->
     ok.
 

@@ -4,7 +4,7 @@
 
 -behaviour(gen_server).
 
--export([start_link/0, put/2, delete/1, lost/2, channel/1, tell_all/1]).
+-export([start_link/0, put/2, delete/1, lost/2, tell_all/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -type client_id() :: emqx_redis_session:client_id().
@@ -30,23 +30,11 @@ delete(ClientId) ->
     true = ets:match_delete(?TABLE, {ClientId, self(), '_'}),
     ok.
 
--spec channel(client_id()) -> {pid(), epoch()} | none.
-channel(ClientId) ->
-    case ets:lookup(?TABLE, ClientId) of
-        [{_, Pid, Epoch}] -> {Pid, Epoch};
-        [] -> none
-    end.
-
-%% Another node has claimed the session since: the channel that held that epoch is to end.
+%% Another node has claimed the session since: the channel that holds that epoch is to end.
 -spec lost(client_id(), epoch()) -> ok.
 lost(ClientId, Epoch) ->
-    case channel(ClientId) of
-        {Pid, Epoch} ->
-            Pid ! {emqx_redis_storage, lost},
-            ok;
-        _ ->
-            ok
-    end.
+    Channels = [Pid || Pid <- emqx_redis_broker:lookup_channels(ClientId), node(Pid) =:= node()],
+    lists:foreach(fun(Pid) -> Pid ! {emqx_redis_storage, {lost, Epoch}} end, Channels).
 
 %% Sends every channel a message, in slices.
 -spec tell_all(term()) -> ok.

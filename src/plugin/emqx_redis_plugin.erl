@@ -3,7 +3,7 @@
 
 -behaviour(supervisor).
 
--export([start_link/0, hook/0, unhook/0, config/0, change_config/1, health/0]).
+-export([start_link/0, unhook/0, config/0, change_config/1, health/0]).
 -export([init/1]).
 
 -spec start_link() -> supervisor:startlink_ret().
@@ -17,26 +17,13 @@ config() ->
         {error, Reason} -> erlang:error({no_plugin_config, Reason})
     end.
 
-%% From here on clients' sessions are kept in Redis. Outside of EMQX, or with `enable = false', nothing is
-%% done.
--spec hook() -> ok.
-hook() ->
-    case is_pid(whereis(?MODULE)) andalso is_pid(whereis(emqx_redis_server)) of
-        true ->
-            %% The table of subscriptions is read from its first use on.
-            _ = emqx_redis_subscription:match_subscriptions(<<"$redis_storage/start">>),
-            emqx_redis_hooks:register(),
-            emqx_redis_broker:register_command(redis_storage, {emqx_redis_cli, run});
-        false ->
-            ok
-    end.
-
 %% Where EMQX itself stops it stops plugins first and its listeners last. What is published in between must
 %% not be acknowledged unstored: then the hooks stay, and refuse.
 -spec unhook() -> ok.
 unhook() ->
     case is_pid(whereis(?MODULE)) of
         true ->
+            _ = supervisor:terminate_child(?MODULE, emqx_redis_hook_keeper),
             emqx_redis_broker:unregister_command(redis_storage),
             emqx_redis_broker:is_stopping() orelse emqx_redis_hooks:unregister(),
             ok;
@@ -80,20 +67,29 @@ health() ->
     end.
 
 init([]) ->
+    case is_pid(whereis(emqx_redis_server)) of
+        true -> init(plugin);
+        %% `enable = false'.
+        false -> ignore
+    end;
+init(plugin) ->
     ok = emqx_redis_plugin_stats:init(),
     ok = emqx_redis_plugin_log:init(),
+    ok = emqx_redis_client_session:begin_run(),
     Restored = #{
         id => emqx_redis_restored_sup,
         start => {supervisor, start_link, [{local, emqx_redis_restored_sup}, ?MODULE, restored]},
         type => supervisor
     },
-    Modules = [emqx_redis_owned, emqx_redis_connect_lock, emqx_redis_availability],
+    Modules = [emqx_redis_owned, emqx_redis_connect_lock, emqx_redis_availability, emqx_redis_ghosts],
     Workers = [worker(Module) || Module <- Modules],
     Acks = [
         #{id => Name, start => {emqx_redis_acks, start_link, [Name]}}
      || Name <- emqx_redis_acks:names()
     ],
-    {ok, {#{strategy => one_for_one, intensity => 10, period => 10}, Workers ++ Acks ++ [Restored]}};
+    %% The last: from then on clients' sessions are kept.
+    Children = Workers ++ Acks ++ [Restored, worker(emqx_redis_hook_keeper)],
+    {ok, {#{strategy => one_for_one, intensity => 10, period => 10}, Children}};
 init(restored) ->
     Channel = #{
         id => emqx_redis_restored_channel,

@@ -20,6 +20,7 @@ help() ->
         {publishes_unstored, <<"messages that went on unstored (degrade)">>},
         {subscribes_refused, <<"subscriptions refused since they could not be stored">>},
         {connects_refused, <<"connections ended as their session could not be read or written">>},
+        {ghosts_deleted, <<"subscriptions deleted whose session was gone">>},
         {acks_dropped, <<"acknowledgements given up while Redis was away">>}
     ].
 

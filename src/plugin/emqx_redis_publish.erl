@@ -19,7 +19,7 @@ store(Message) ->
     Topic = emqx_redis_broker:topic(Message),
     case find(Topic) of
         {ok, []} -> unchanged;
-        {ok, Subscriptions} -> store(Message, targets(Message, Subscriptions));
+        {ok, Subscriptions} -> store(Message, Subscriptions);
         {error, _} = Error -> Error
     end.
 
@@ -31,50 +31,77 @@ find(Topic) ->
         false -> emqx_redis_match:match_in_redis(match_subscriptions, Topic)
     end.
 
-%% The queues that it goes to, each once.
-targets(Message, Subscriptions) ->
-    From = emqx_redis_broker:from(Message),
-    lists:usort(lists:filtermap(fun(Subscription) -> target(From, Subscription) end, Subscriptions)).
+store(Message, Subscriptions) ->
+    case targets(emqx_redis_broker:from(Message), Subscriptions, [], []) of
+        {[], []} ->
+            unchanged;
+        {Clients, Groups} ->
+            Stored = emqx_redis_stored_message:encode(Message),
+            Options = options(Message),
+            case store_for_groups(Groups, Stored, Options) of
+                ok -> store_for_clients(Clients, Subscriptions, Stored, Options, mark(Groups, Message));
+                {error, _} = Error -> Error
+            end
+    end.
 
-target(_From, {<<"$share/", Rest/binary>>, _ClientId, _}) ->
+options(Message) ->
+    case emqx_redis_stored_message:ttl(Message) of
+        undefined -> #{};
+        Ttl -> #{ttl => Ttl}
+    end.
+
+%% The clients, and the queues of shared groups, each once.
+targets(From, [{<<"$share/", Rest/binary>>, _ClientId, _} | Left], Clients, Groups) ->
     case binary:split(Rest, <<"/">>) of
-        [Group, Filter] -> {true, emqx_redis_stored_message:group_queue(Group, Filter)};
-        [_] -> false
+        [Group, Filter] ->
+            Queue = emqx_redis_stored_message:group_queue(Group, Filter),
+            targets(From, Left, Clients, [Queue | Groups]);
+        [_] ->
+            targets(From, Left, Clients, Groups)
     end;
 %% No Local (MQTT 5.0 section 3.8.3.1).
-target(From, {_Filter, From, {_QoS, 1, _Instance}}) ->
-    false;
-target(_From, {_Filter, ClientId, _}) ->
-    {true, ClientId}.
+targets(From, [{_Filter, From, {_QoS, 1, _Instance}} | Left], Clients, Groups) ->
+    targets(From, Left, Clients, Groups);
+targets(From, [{_Filter, ClientId, _} | Left], Clients, Groups) ->
+    targets(From, Left, [ClientId | Clients], Groups);
+targets(_From, [], Clients, Groups) ->
+    {lists:usort(Clients), lists:usort(Groups)}.
 
-store(_Message, []) ->
-    unchanged;
-store(Message, Targets) ->
-    Options =
-        case emqx_redis_stored_message:ttl(Message) of
-            undefined -> #{};
-            Ttl -> #{ttl => Ttl}
-        end,
-    case store_in_batches(Targets, emqx_redis_stored_message:encode(Message), Options) of
+store_for_groups([], _Stored, _Options) ->
+    ok;
+store_for_groups(Groups, Stored, Options) ->
+    case emqx_redis_message:store_message_for(Groups, Stored, Options) of
+        ok -> emqx_redis_plugin_stats:count(messages_stored, length(Groups));
+        {error, _} = Error -> Error
+    end.
+
+store_for_clients([], _Subscriptions, _Stored, _Options, Message) ->
+    {stored, Message};
+store_for_clients(Clients, Subscriptions, Stored, Options, Message) ->
+    {Batch, Rest} = lists:split(min(?BATCH, length(Clients)), Clients),
+    case emqx_redis_message:store_message_for(Batch, Stored, Options#{session => required}) of
         ok ->
-            emqx_redis_plugin_stats:count(messages_stored, length(Targets)),
-            {stored, mark(Targets, Message)};
+            emqx_redis_plugin_stats:count(messages_stored, length(Batch)),
+            store_for_clients(Rest, Subscriptions, Stored, Options, Message);
+        {error, {partial, Failed}} ->
+            case [Reason || {_, Reason} <- Failed, Reason =/= no_session] of
+                [] ->
+                    Gone = [ClientId || {ClientId, _} <- Failed],
+                    forget(Gone, Subscriptions),
+                    emqx_redis_plugin_stats:count(messages_stored, length(Batch) - length(Gone)),
+                    store_for_clients(Rest, Subscriptions, Stored, Options, Message);
+                [Reason | _] ->
+                    {error, Reason}
+            end;
         {error, _} = Error ->
             Error
     end.
 
-store_in_batches([], _Stored, _Options) ->
-    ok;
-store_in_batches(Targets, Stored, Options) ->
-    {Batch, Rest} = lists:split(min(?BATCH, length(Targets)), Targets),
-    case emqx_redis_message:store_message_for(Batch, Stored, Options) of
-        ok -> store_in_batches(Rest, Stored, Options);
-        {error, _} = Error -> Error
-    end.
+forget(Clients, Subscriptions) ->
+    emqx_redis_ghosts:forget([It || {_, ClientId, _} = It <- Subscriptions, lists:member(ClientId, Clients)]).
 
-%% Targets are sorted, and queues of groups begin with a null.
-mark([<<0, _/binary>> | _], Message) -> emqx_redis_broker:set_header(?GROUP, true, Message);
-mark(_, Message) -> Message.
+mark([], Message) -> Message;
+mark(_Groups, Message) -> emqx_redis_broker:set_header(?GROUP, true, Message).
 
 %% Whether it is stored for a shared group.
 -spec is_groups(message()) -> boolean().

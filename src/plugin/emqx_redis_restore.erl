@@ -117,8 +117,8 @@ restore(#{clientid := ClientId} = ClientInfo, _Seen, Connecting) ->
     case emqx_redis_session:claim_session(ClientId, #{}) of
         {ok, #{epoch := Epoch, session := #{subscriptions := _} = Stored}} ->
             case emqx_redis_restored_channel:start(ClientInfo, Connecting, Stored, ?BUILD_TIMEOUT) of
-                {ok, Backlog} ->
-                    _ = put(?CONNECTING, Connecting#{restored => {Epoch, Stored, Backlog}}),
+                {ok, Known} ->
+                    _ = put(?CONNECTING, Connecting#{restored => {Epoch, Stored, Known}}),
                     ok;
                 {error, _} = Error ->
                     Error

@@ -31,13 +31,14 @@
 -spec start_link(list()) -> gen_server:start_ret().
 start_link(Args) -> gen_server:start_link(?MODULE, Args, []).
 
-%% Puts the session into memory, for the calling process to take over. Answers what is left in Redis.
+%% Puts the session into memory, for the calling process to take over. Answers what
+%% `emqx_redis_client_session' has to know of it: `backlog', `sent', `packet_ids'.
 -spec start(
     emqx_redis_broker:client_info(),
     emqx_redis_broker:conn_info(),
     emqx_redis_client_session:stored(),
     timeout()
-) -> {ok, emqx_redis_backlog:state()} | {error, term()}.
+) -> {ok, map()} | {error, term()}.
 start(ClientInfo, ConnInfo, Stored, Timeout) ->
     case supervisor:start_child(?SUPERVISOR, [[self(), ClientInfo]]) of
         {ok, Pid} ->
@@ -81,7 +82,7 @@ init([Connection, ClientInfo]) ->
 
 handle_call({build, ConnInfo, Stored}, _From, State) ->
     case build(ConnInfo, Stored, State) of
-        {ok, #state{backlog = Backlog} = Built} -> {reply, {ok, Backlog}, Built};
+        {ok, Known, Built} -> {reply, {ok, Known}, Built};
         {error, _} = Error -> {stop, normal, Error, State}
     end;
 handle_call({takeover, 'begin'}, _From, #state{client_info = #{clientid := ClientId}} = State) ->
@@ -125,14 +126,48 @@ build(ConnInfo, Stored, #state{client_info = ClientInfo} = State) ->
     %% From here on, what is published is delivered to this process; before, it is in Redis.
     Window = maps:get(receive_maximum, ConnInfo, 32),
     MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
-    case emqx_redis_backlog:first_page(ClientId, Window, MaxQueue) of
-        {ok, Messages, Backlog} ->
+    case read(ClientId, Window, MaxQueue) of
+        {ok, Messages, Marks, Backlog} ->
+            Ids = emqx_redis_packet_ids:restored(maps:get(packet_id, Stored)),
             Deliveries = [emqx_redis_backlog:delivery(Message, Subscriptions) || Message <- Messages],
-            Built = enqueue(Deliveries, State#state{session = Subscribed, backlog = Backlog}),
+            {Sent, Queued} =
+                lists:partition(fun({_, Mark}) -> Mark =/= undefined end, lists:zip(Deliveries, Marks)),
+            {Inflight, SentIds} = lists:foldl(
+                fun(It, Acc) -> into_inflight(It, ClientInfo, Acc) end, {Subscribed, #{}}, Sent
+            ),
+            Numbered = emqx_redis_broker:set_session_field(next_pkt_id, element(1, Ids), Inflight),
+            Started = State#state{session = Numbered, backlog = Backlog},
+            Built = enqueue([Delivery || {Delivery, _} <- Queued], Started),
             register_channel(ClientId, ConnInfo, Built),
-            {ok, Built};
+            {ok, #{backlog => Backlog, sent => SentIds, packet_ids => Ids}, Built};
         {error, _} = Error ->
             Error
+    end.
+
+read(ClientId, Window, MaxQueue) ->
+    case emqx_redis_backlog:first_page(ClientId, Window, MaxQueue) of
+        {ok, Messages, Backlog} ->
+            Ids = [emqx_redis_broker:message_id(Message) || Message <- Messages],
+            case get_marks(ClientId, Ids) of
+                {ok, Marks} -> {ok, Messages, Marks, Backlog};
+                {error, _} = Error -> Error
+            end;
+        {error, _} = Error ->
+            Error
+    end.
+
+get_marks(_ClientId, []) -> {ok, []};
+get_marks(ClientId, Ids) -> emqx_redis_message:get_marks(ClientId, Ids).
+
+%% The client may have it: it is sent again with its old packet id, or its exchange goes on (QoS 2).
+into_inflight({{deliver, _, Message} = Delivery, {PacketId, Phase}}, ClientInfo, {Session, Sent}) ->
+    Numbered = emqx_redis_broker:set_session_field(next_pkt_id, PacketId, Session),
+    [Enriched] = emqx_redis_broker:enrich(ClientInfo, [Delivery], Numbered),
+    Inflight = emqx_redis_broker:into_inflight(ClientInfo, Enriched, Numbered),
+    NewSent = Sent#{emqx_redis_broker:message_id(Message) => PacketId},
+    case Phase of
+        received -> {emqx_redis_broker:received(PacketId, Inflight), NewSent};
+        sent -> {Inflight, NewSent}
     end.
 
 %% A limit that was lowered since does not end subscriptions.

@@ -8,8 +8,9 @@ use super::value::Value;
 /// What the data layout's keys begin with. None may stand in a prefix: were `session:` one, then
 /// client `session:x` without a prefix and client `x` behind it would share a key. As long as none
 /// does, the keys of any two different prefixes are disjoint.
-const KEY_FAMILIES: [&str; 10] = [
-    "session:", "msg:", "msgq:", "epoch:", "sync:", "expiry:", "route:", "trie:", "psub:", "meta:",
+const KEY_FAMILIES: [&str; 11] = [
+    "session:", "msg:", "msgq:", "sent:", "epoch:", "sync:", "expiry:", "route:", "trie:", "psub:",
+    "meta:",
 ];
 
 const LONGEST_PREFIX: usize = 256;

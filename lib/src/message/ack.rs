@@ -1,6 +1,6 @@
 //! Removing messages.
 
-use super::{key_prefix, member_prefix, shared_keys};
+use super::{key_prefix, member_prefix, sent_prefix, shared_keys};
 use crate::context::Context;
 use crate::metrics::OperationKind;
 use crate::outcome::{done, fenced, script_reply, TypedKeys};
@@ -63,6 +63,7 @@ impl Operation for AckMessages {
             .map(|(key, _)| key)
             .collect();
         keys.extend(ids.iter().map(|id| context.keys.message(&self.client, id)));
+        keys.extend(ids.iter().map(|id| context.keys.sent(&self.client, id)));
         let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
         let arguments = 1 + 2 * ids.len();
         let out = scripts::call(context, commands, Script::AckMessages, &keys, arguments);
@@ -129,10 +130,11 @@ impl Operation for DeleteMessages {
     fn encode(&mut self, context: &Context, commands: &mut Commands<'_>) {
         let keys = typed_keys(context, &self.client);
         let keys: Vec<&[u8]> = keys.iter().map(|(key, _)| key.as_slice()).collect();
-        let out = scripts::call(context, commands, Script::DeleteMessages, &keys, 3);
+        let out = scripts::call(context, commands, Script::DeleteMessages, &keys, 4);
         epoch_arg(out, self.epoch);
         out.arg(&member_prefix(context, &self.client))
-            .arg(&key_prefix(context));
+            .arg(&key_prefix(context))
+            .arg(&sent_prefix(context));
     }
 
     fn decode(&mut self, context: &Context, replies: Vec<Frame>) -> Step {

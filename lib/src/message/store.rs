@@ -51,6 +51,8 @@ pub struct StoreMessages {
     messages: Vec<Message>,
     ttl: Option<Ttl>,
     limit: Option<Limit>,
+    /// Whether nothing is to be stored where the client has no session.
+    needs_session: bool,
     /// Decided when it is first sent.
     places: Vec<Place>,
     dropped: Vec<Bytes>,
@@ -77,6 +79,8 @@ enum Phase {
     Place,
     /// The queue is still too long.
     Trim,
+    /// There is no session: what was stored is taken back.
+    TakeBack,
 }
 
 impl StoreMessages {
@@ -93,10 +97,17 @@ impl StoreMessages {
             messages,
             ttl,
             limit,
+            needs_session: false,
             places: Vec::new(),
             dropped: Vec::new(),
             phase: Phase::Store,
         }
+    }
+
+    /// Stores nothing where the client has no session, and answers so. Not together with a limit.
+    pub fn needs_session(mut self, needs_session: bool) -> Self {
+        self.needs_session = needs_session;
+        self
     }
 
     fn decide_places(&mut self, context: &Context) {
@@ -123,6 +134,9 @@ impl StoreMessages {
                 .map(|message| context.keys.message_member(&self.client, &message.id))
         };
         out.command(&[b"MULTI"]);
+        if self.needs_session {
+            out.command(&[b"EXISTS", &context.keys.session(&self.client)]);
+        }
         for message in self.unstamped() {
             let key = context.keys.message(&self.client, &message.id);
             out.command(&[b"EXISTS", &key]);
@@ -158,6 +172,29 @@ impl StoreMessages {
             .arg(&context.keys.messages_expiry(slot));
         for member in members() {
             out.arg(expires.as_bytes()).arg(&member);
+        }
+        out.command(&[b"EXEC"]);
+    }
+
+    /// Without a session nobody can have asked for any of these messages.
+    fn encode_take_back(&self, context: &Context, out: &mut Commands<'_>) {
+        out.command(&[b"MULTI"]);
+        out.begin(1 + self.messages.len()).arg(b"DEL");
+        for message in &self.messages {
+            out.arg(&context.keys.message(&self.client, &message.id));
+        }
+        let keys = shared_keys(context, &self.client);
+        out.begin(2 + self.messages.len())
+            .arg(b"ZREM")
+            .arg(&keys[0].0);
+        for message in &self.messages {
+            out.arg(&message.id);
+        }
+        for (index, _) in &keys[1..] {
+            out.begin(2 + self.messages.len()).arg(b"ZREM").arg(index);
+            for message in &self.messages {
+                out.arg(&context.keys.message_member(&self.client, &message.id));
+            }
         }
         out.command(&[b"EXEC"]);
     }
@@ -267,6 +304,11 @@ impl StoreMessages {
             Ok(results) => results,
             Err(step) => return step,
         };
+        let mut results = results;
+        if self.needs_session && results.remove(0) == Frame::Integer(0) {
+            self.phase = Phase::TakeBack;
+            return Step::Again;
+        }
         let unstamped = self.unstamped().count();
         match results.get(unstamped + self.messages.len()) {
             Some(Frame::Integer(new)) if *new == self.messages.len() as i64 => return self.done(),
@@ -333,6 +375,7 @@ impl Operation for StoreMessages {
         }
         self.decide_places(context);
         match (self.phase, self.limit) {
+            (Phase::TakeBack, _) => self.encode_take_back(context, commands),
             (Phase::Place, _) => self.encode_places(context, commands),
             (_, Some(limit)) => self.encode_limited(context, commands, limit),
             (_, None) => self.encode_transaction(context, commands),
@@ -344,6 +387,11 @@ impl Operation for StoreMessages {
             return self.done();
         }
         match (self.phase, self.limit) {
+            (Phase::TakeBack, _) => match transaction_replies(replies, || self.typed_keys(context))
+            {
+                Ok(_) => Step::Done(Err(Error::NoSession)),
+                Err(step) => step,
+            },
             (Phase::Place, _) => match script_reply(replies, || self.typed_keys(context)) {
                 Ok(_) => self.done(),
                 Err(step) => step,

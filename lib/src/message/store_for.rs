@@ -31,6 +31,7 @@ impl StoreMessageFor {
         message: Message,
         ttl: Option<Ttl>,
         limit: Option<Limit>,
+        needs_session: bool,
     ) -> Self {
         let stores: Vec<_> = clients
             .into_iter()
@@ -40,7 +41,7 @@ impl StoreMessageFor {
                     timestamp: message.timestamp,
                     value: message.value.clone(),
                 };
-                StoreMessages::new(client, vec![copy], ttl, limit)
+                StoreMessages::new(client, vec![copy], ttl, limit).needs_session(needs_session)
             })
             .collect();
         StoreMessageFor {

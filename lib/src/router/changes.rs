@@ -56,7 +56,8 @@ enum Aim {
 }
 
 impl Changes {
-    /// Adds (filter, destination, options), or deletes without looking at the options. Nodes must be
+    /// Adds (filter, destination, options), or deletes; subscriptions only where they have these options, unless none
+    /// are given. Nodes must be
     /// [valid](crate::keys::valid_node) ones. Answers the feeds' versions with `wants_versions`.
     pub fn new(
         space: Space,
@@ -140,10 +141,14 @@ impl Changes {
         matches!(self.aim, Aim::Assert) && !context.replica.own.wants(&item.filter)
     }
 
-    /// One change was done, and the feed stood there afterwards.
-    fn note(&mut self, context: &Context, index: usize, shard: u16, at: Position) {
+    fn note_version(&mut self, shard: u16, at: &Position) {
         let latest = self.versions.entry(shard).or_default();
         *latest = at.version.max(*latest);
+    }
+
+    /// One change was done, and the feed stood there afterwards.
+    fn note(&mut self, context: &Context, index: usize, shard: u16, at: Position) {
+        self.note_version(shard, &at);
         let item = &self.items[index];
         let change = Element {
             space: self.space,
@@ -238,7 +243,8 @@ impl Operation for Changes {
             let is_own = self.adds && item.destination == context.node;
             let change = Change {
                 space: self.space,
-                adds: self.adds.then_some(&item.options[..]),
+                adds: self.adds,
+                options: &item.options,
                 destination: &item.destination,
                 proof: match &self.aim {
                     Aim::Purge(beat) => beat,
@@ -271,6 +277,8 @@ impl Operation for Changes {
             match reply {
                 Ok(Frame::Array(parts)) => match (&parts[..], position(&parts[1..])) {
                     ([Frame::Integer(2), ..], _) => lives = true,
+                    // It has other options than it was to be deleted with, and stays.
+                    ([Frame::Integer(-1), ..], Some(at)) => self.note_version(shard, &at),
                     ([Frame::Integer(changed), ..], Some(at)) => {
                         self.changed += *changed as u64;
                         self.note(context, index, shard, at);

@@ -108,6 +108,7 @@ is_refused(_Message, none) ->
     false;
 is_refused(Message, #{known := Known, more := More}) ->
     emqx_redis_broker:qos(Message) > 0 andalso
+        emqx_redis_broker:group(Message) =:= none andalso
         not emqx_redis_broker:header(?MARK, Message, false) andalso
         (More orelse is_map_key(emqx_redis_broker:message_id(Message), Known)).
 

@@ -17,7 +17,7 @@
 -export([subscribe/3, subscriptions/1, take_over/1, enrich/3, enqueue/3, into_inflight/3, received/2]).
 -export([register_channel/4, unregister_channel/1, forget_channel/2]).
 -export([lookup_channels/1, all_channels/0, channel_info/2]).
--export([drain_deliveries/0]).
+-export([drain_deliveries/0, redispatch/3, group/1]).
 
 -export_type([message/0, delivery/0, session/0, client_info/0, conn_info/0, topic_filter/0]).
 
@@ -257,6 +257,21 @@ all_channels() -> call(emqx_cm, all_channels, []).
 %% What a channel of this node last said of itself.
 -spec channel_info(binary(), pid()) -> map() | undefined.
 channel_info(ClientId, Pid) -> call(emqx_cm, do_get_chan_info, [ClientId, Pid]).
+
+%% Hands the message to a member of the shared group.
+-spec redispatch(Group :: binary(), Filter :: binary(), message()) -> ok.
+redispatch(Group, Filter, Message) ->
+    _ = call(emqx_shared_sub, redispatch, [[set_header(redispatch_to, {Group, Filter}, Message)]]),
+    ok.
+
+%% Through which shared group a message has come to a session.
+-spec group(message()) -> {Group :: binary(), Filter :: binary()} | none.
+group(Message) ->
+    case header(redispatch_to, Message, none) of
+        {Group, Filter} -> {Group, Filter};
+        {_Tag, Group, Filter} -> {Group, Filter};
+        _ -> none
+    end.
 
 %% What was delivered to the calling process and not taken yet.
 -spec drain_deliveries() -> [delivery()].

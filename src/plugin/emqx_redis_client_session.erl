@@ -221,7 +221,8 @@ last_packet_id(_Known, _Old) -> emqx_redis_packet_ids:reserved(emqx_redis_packet
 instance(#{instance := Instance}, _Epoch) -> Instance;
 instance(_, Epoch) -> Epoch.
 
-new(ClientId, Epoch, Stored) ->
+new(ClientId, Epoch, #{subscriptions := Subscriptions} = Stored) ->
+    join_groups(Subscriptions),
     State = #{
         run => persistent_term:get(?RUN),
         client_id => ClientId,
@@ -236,6 +237,18 @@ new(ClientId, Epoch, Stored) ->
     },
     emqx_redis_owned:put(ClientId, Epoch),
     keep(State).
+
+join_groups(Subscriptions) ->
+    lists:foreach(
+        fun
+            (<<"$share/", Rest/binary>>) ->
+                [Group, Filter] = binary:split(Rest, <<"/">>),
+                emqx_redis_groups:joined({Group, Filter});
+            (_) ->
+                ok
+        end,
+        maps:keys(Subscriptions)
+    ).
 
 keep(State) ->
     _ = put(?SESSION, State),
@@ -262,8 +275,16 @@ begin_run() -> persistent_term:put(?RUN, erlang:unique_integer()).
 %% Messages on their way to the client
 %%--------------------------------------------------------------------
 
-%% A message of QoS 1 or 2 is sent for the first time.
--spec delivered(emqx_redis_message:message_id()) -> ok.
+%% A message of QoS 1 or 2 is sent for the first time; `none' where it is not in the client's own queue.
+-spec delivered(emqx_redis_message:message_id() | none) -> ok.
+delivered(none) ->
+    case current() of
+        #{packet_ids := {_, _} = Ids} = State ->
+            {_PacketId, Reserve, Next} = emqx_redis_packet_ids:next(Ids),
+            reserve(Reserve, keep(State#{packet_ids := Next}));
+        _ ->
+            ok
+    end;
 delivered(MessageId) ->
     case current() of
         #{packet_ids := {_, _} = Ids, sent := Sent, client_id := ClientId, epoch := Epoch} = State ->
@@ -351,6 +372,7 @@ subscribing(TopicFilters, #{stored := Stored} = State) ->
         0 ->
             ok;
         _ ->
+            join_groups(Changed),
             Next = keep(State#{
                 stored := Stored#{subscriptions := maps:merge(Known, Changed)},
                 unconfirmed := maps:keys(Changed) -- maps:keys(Known),

@@ -220,15 +220,21 @@ on_puback(_PacketId, _Message, _Routed, _ReasonCode) ->
 
 %% Each in the order of its packet id. What is sent again keeps its id.
 -spec on_delivered(client_info(), message()) -> ok.
-on_delivered(_ClientInfo, Message) ->
-    case emqx_redis_client_session:current() =/= undefined andalso emqx_redis_broker:qos(Message) > 0 of
-        true ->
-            emqx_redis_broker:is_dup(Message) orelse
-                emqx_redis_client_session:delivered(emqx_redis_broker:message_id(Message)),
+on_delivered(#{clientid := ClientId}, Message) ->
+    case emqx_redis_broker:qos(Message) of
+        0 ->
             ok;
-        false ->
+        _ ->
+            hold(ClientId, Message),
+            emqx_redis_client_session:current() =:= undefined orelse
+                emqx_redis_broker:is_dup(Message) orelse
+                sent(emqx_redis_broker:group(Message), Message),
             ok
     end.
+
+%% Of a group's message no client has the packet id to itself.
+sent(none, Message) -> emqx_redis_client_session:delivered(emqx_redis_broker:message_id(Message));
+sent(_Group, _Message) -> emqx_redis_client_session:delivered(none).
 
 %% PUBACK of QoS 1. PUBREC of QoS 2 does not end a message, PUBCOMP does: `delivery.completed'.
 -spec on_acked(client_info(), message()) -> ok.
@@ -254,30 +260,41 @@ on_dropped(_ClientInfo, _Message, _Reason) ->
 
 %% The message has left the session of this process.
 left(Message) ->
-    case emqx_redis_broker:header(redispatch_to, Message, false) of
-        false -> emqx_redis_client_session:completed(emqx_redis_broker:message_id(Message));
-        {Group, Filter} -> left_group(Group, Filter, Message);
-        {_, Group, Filter} -> left_group(Group, Filter, Message)
+    Id = emqx_redis_broker:message_id(Message),
+    case emqx_redis_broker:group(Message) of
+        none ->
+            emqx_redis_client_session:completed(Id);
+        {Group, Filter} ->
+            emqx_redis_publish:is_groups(Message) andalso left_group(Group, Filter, Id),
+            ok
     end.
 
-left_group(Group, Filter, Message) ->
-    case emqx_redis_publish:is_groups(Message) of
-        true ->
-            Queue = emqx_redis_stored_message:group_queue(Group, Filter),
-            emqx_redis_acks:ack(Queue, undefined, emqx_redis_broker:message_id(Message));
-        false ->
+left_group(Group, Filter, Id) ->
+    emqx_redis_groups:release(Group, Filter, Id),
+    emqx_redis_acks:ack(emqx_redis_stored_message:group_queue(Group, Filter), undefined, Id).
+
+%% A member of a shared group has the message now.
+hold(Member, Message) ->
+    case emqx_redis_publish:is_groups(Message) andalso emqx_redis_broker:group(Message) of
+        {Group, Filter} ->
+            emqx_redis_groups:hold(Group, Filter, emqx_redis_broker:message_id(Message), Member);
+        _ ->
             ok
     end.
 
 -spec on_nack(message(), boolean()) -> ok | {stop, true}.
 on_nack(Message, _Nacked) ->
     case emqx_redis_client_session:current() of
-        #{backlog := Backlog} when Backlog =/= none ->
+        #{client_id := ClientId, backlog := Backlog} ->
             case emqx_redis_backlog:is_refused(Message, Backlog) of
-                true -> {stop, true};
-                false -> ok
+                true ->
+                    {stop, true};
+                false ->
+                    hold(ClientId, Message),
+                    ok
             end;
-        _ ->
+        undefined ->
+            hold(self(), Message),
             ok
     end.
 

@@ -81,7 +81,13 @@ init(plugin) ->
         start => {supervisor, start_link, [{local, emqx_redis_restored_sup}, ?MODULE, restored]},
         type => supervisor
     },
-    Modules = [emqx_redis_owned, emqx_redis_connect_lock, emqx_redis_availability, emqx_redis_ghosts],
+    Modules = [
+        emqx_redis_owned,
+        emqx_redis_connect_lock,
+        emqx_redis_availability,
+        emqx_redis_ghosts,
+        emqx_redis_groups
+    ],
     Workers = [worker(Module) || Module <- Modules],
     Acks = [
         #{id => Name, start => {emqx_redis_acks, start_link, [Name]}}

@@ -2,7 +2,7 @@
 %% EMQX routes it and before its publisher is answered.
 -module(emqx_redis_publish).
 
--export([store/1, is_groups/1]).
+-export([store/1, is_groups/1, mark_group/1]).
 
 -type message() :: emqx_redis_broker:message().
 
@@ -101,7 +101,11 @@ forget(Clients, Subscriptions) ->
     emqx_redis_ghosts:forget([It || {_, ClientId, _} = It <- Subscriptions, lists:member(ClientId, Clients)]).
 
 mark([], Message) -> Message;
-mark(_Groups, Message) -> emqx_redis_broker:set_header(?GROUP, true, Message).
+mark(_Groups, Message) -> mark_group(Message).
+
+%% It is stored for a shared group, so that whoever has it knows where to remove it.
+-spec mark_group(message()) -> message().
+mark_group(Message) -> emqx_redis_broker:set_header(?GROUP, true, Message).
 
 %% Whether it is stored for a shared group.
 -spec is_groups(message()) -> boolean().

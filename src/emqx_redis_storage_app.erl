@@ -8,7 +8,10 @@
 -export([load_library/0]).
 
 start(_Type, _Args) ->
-    emqx_redis_storage_sup:start_link().
+    case emqx_redis_plugin:check_broker() of
+        ok -> emqx_redis_storage_sup:start_link();
+        {error, _} = Error -> Error
+    end.
 
 %% While everything still runs.
 prep_stop(State) ->

@@ -16,6 +16,7 @@
 -export([create_session/2, set_session_field/3, session_stats/1]).
 -export([subscribe/3, subscriptions/1, take_over/1, enrich/3, enqueue/3, into_inflight/3, received/2]).
 -export([register_channel/4, unregister_channel/1, forget_channel/2]).
+-export([unlock/1]).
 -export([lookup_channels/1, all_channels/0, channel_info/2]).
 -export([drain_deliveries/0, redispatch/3, group/1]).
 
@@ -235,6 +236,13 @@ register_channel(ClientId, ConnInfo, Info, Stats) ->
 %% The calling process is the client's channel no more.
 -spec unregister_channel(binary()) -> ok.
 unregister_channel(ClientId) -> call(emqx_cm, unregister_channel, [ClientId]).
+
+%% EMQX opens a session under a lock of the client id. A process that ends in between must give it back
+%% before.
+-spec unlock(binary()) -> ok.
+unlock(ClientId) ->
+    _ = call(emqx_cm_locker, unlock, [ClientId]),
+    ok.
 
 %% Takes a dead process out of the registry of channels.
 -spec forget_channel(binary(), pid()) -> ok.

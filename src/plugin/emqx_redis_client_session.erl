@@ -78,7 +78,9 @@ created(#{clientid := ClientId}, #{created_at := CreatedAt}) ->
         #{expiry_interval := Expiry} = Connecting when Expiry > 0 ->
             create(ClientId, Expiry, CreatedAt, maps:get(clean_start, Connecting, true));
         _ ->
-            discard_stored(ClientId)
+            %% Nothing of it is kept, so that Redis may be away.
+            discard_stored(ClientId) =:= ok orelse emqx_redis_discards:later(ClientId),
+            ok
     end.
 
 create(ClientId, Expiry, CreatedAt, CleanStart) ->

@@ -99,11 +99,13 @@ on_connected(_ClientInfo, _ConnInfo) -> emqx_redis_restore:release().
 
 -spec on_session_created(client_info(), map()) -> ok.
 on_session_created(ClientInfo, SessionInfo) ->
-    or_end("write the new session", fun() -> emqx_redis_client_session:created(ClientInfo, SessionInfo) end).
+    or_end_locked("write the new session", ClientInfo, fun() ->
+        emqx_redis_client_session:created(ClientInfo, SessionInfo)
+    end).
 
 -spec on_session_resumed(client_info(), map()) -> ok.
 on_session_resumed(ClientInfo, SessionInfo) ->
-    or_end("write the resumed session", fun() ->
+    or_end_locked("write the resumed session", ClientInfo, fun() ->
         emqx_redis_client_session:resumed(ClientInfo, SessionInfo)
     end).
 
@@ -322,7 +324,13 @@ on_handle_info(_ClientInfo, _Message, _Acc) ->
 
 %% What must be done before the client is answered. Where it can't be, and the configuration does not put up
 %% with it, the process ends: the client gets no answer, and comes again.
-or_end(What, Fun) ->
+or_end(What, Fun) -> or_end(What, fun() -> ok end, Fun).
+
+%% The same while EMQX holds its own lock of the client.
+or_end_locked(What, #{clientid := ClientId}, Fun) ->
+    or_end(What, fun() -> emqx_redis_broker:unlock(ClientId) end, Fun).
+
+or_end(What, Before, Fun) ->
     case attempt(Fun) of
         ok ->
             ok;
@@ -333,6 +341,7 @@ or_end(What, Fun) ->
                 false ->
                     emqx_redis_plugin_stats:count(connects_refused),
                     log(warning, ["could not ", What], Reason),
+                    _ = attempt(Before),
                     exit(self(), kill),
                     ok
             end

@@ -3,11 +3,21 @@
 
 -behaviour(supervisor).
 
--export([start_link/0, unhook/0, config/0, change_config/1, health/0]).
+-export([check_broker/0, start_link/0, unhook/0, config/0, change_config/1, health/0]).
 -export([init/1]).
 
 -spec start_link() -> supervisor:startlink_ret().
 start_link() -> supervisor:start_link({local, ?MODULE}, ?MODULE, []).
+
+%% With sessions on its own disk EMQX looks at none in memory, and so at none of ours.
+-spec check_broker() -> ok | {error, {durable_sessions_enabled, binary()}}.
+check_broker() ->
+    case emqx_redis_broker:is_running() andalso emqx_redis_broker:durable_sessions() of
+        true ->
+            {error, {durable_sessions_enabled, <<"set durable_sessions.enable = false in EMQX to use this plugin">>}};
+        false ->
+            ok
+    end.
 
 %% The configuration that the Dashboard and the API show.
 -spec config() -> map().
@@ -85,6 +95,7 @@ init(plugin) ->
         emqx_redis_owned,
         emqx_redis_connect_lock,
         emqx_redis_availability,
+        emqx_redis_discards,
         emqx_redis_ghosts,
         emqx_redis_groups
     ],

@@ -1,0 +1,69 @@
+%% Sessions in Redis that have ended, and could not be deleted since Redis was away: their clients began
+%% anew, without a persistent session. They are deleted when Redis is back.
+-module(emqx_redis_discards).
+
+-behaviour(gen_server).
+
+-export([start_link/0, later/1]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
+
+-type client_id() :: emqx_redis_session:client_id().
+
+-define(RETRY, 1000).
+-define(SLICE, 100).
+-define(LOCK_TIMEOUT, 8000).
+%% More are not remembered; their sessions expire.
+-define(MOST, 200000).
+
+-spec start_link() -> gen_server:start_ret().
+start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+%% The client has begun anew just now.
+-spec later(client_id()) -> ok.
+later(ClientId) -> gen_server:cast(?MODULE, {later, ClientId, erlang:system_time(millisecond)}).
+
+-spec init([]) -> {ok, #{client_id() => integer()}}.
+init([]) -> {ok, #{}}.
+
+handle_call(_Request, _From, Waiting) -> {reply, {error, unknown_call}, Waiting}.
+
+handle_cast({later, _ClientId, _At}, Waiting) when map_size(Waiting) >= ?MOST ->
+    {noreply, Waiting};
+handle_cast({later, ClientId, At}, Waiting) ->
+    map_size(Waiting) =:= 0 andalso erlang:send_after(?RETRY, self(), retry),
+    {noreply, Waiting#{ClientId => At}}.
+
+handle_info(retry, Waiting) ->
+    Some = lists:sublist(maps:to_list(Waiting), ?SLICE),
+    Done = [ClientId || {ClientId, At} <- Some, discard(ClientId, At) =:= ok],
+    Left = maps:without(Done, Waiting),
+    map_size(Left) =:= 0 orelse erlang:send_after(pause(Done), self(), retry),
+    {noreply, Left};
+handle_info(_Message, Waiting) ->
+    {noreply, Waiting}.
+
+pause([]) -> ?RETRY;
+pause(_) -> 1.
+
+%% Nobody connects as that client meanwhile. A session that began later is another one.
+discard(ClientId, At) ->
+    case emqx_redis_connect_lock:acquire(ClientId, ?LOCK_TIMEOUT) of
+        {ok, Lock} ->
+            Result = discard_older(ClientId, At),
+            emqx_redis_connect_lock:release(Lock),
+            Result;
+        {error, timeout} ->
+            error
+    end.
+
+discard_older(ClientId, At) ->
+    case emqx_redis_session:load_session(ClientId) of
+        {ok, #{created_at := CreatedAt}} when CreatedAt < At ->
+            emqx_redis_client_session:discard_stored(ClientId);
+        {ok, _} ->
+            ok;
+        {error, not_found} ->
+            ok;
+        {error, _} ->
+            error
+    end.

@@ -62,6 +62,8 @@ handle_cast(_Request, Was) -> {noreply, Was}.
 
 handle_info(look, Was) ->
     _ = erlang:send_after(?INTERVAL, self(), look),
+    %% EMQX takes all collectors out when its own settings of Prometheus change.
+    ok = emqx_redis_prometheus:register(),
     Is = is_connected(),
     Now = {Is, policy()},
     persistent_term:get(?KEY) =:= Now orelse persistent_term:put(?KEY, Now),

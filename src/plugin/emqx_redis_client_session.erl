@@ -41,6 +41,8 @@
     dirty := boolean(),
     %% Filters that are stored and not confirmed by EMQX yet.
     unconfirmed := [filter()],
+    %% Filters that are unsubscribed from, and may be known to publishers yet.
+    gone := [filter()],
     %% The packet ids to come, where they are known, and those of messages that are under way.
     packet_ids := emqx_redis_packet_ids:state() | unknown,
     sent := #{emqx_redis_message:message_id() => 1..65535},
@@ -233,6 +235,7 @@ new(ClientId, Epoch, #{subscriptions := Subscriptions} = Stored) ->
         connected => true,
         dirty => true,
         unconfirmed => [],
+        gone => [],
         packet_ids => unknown,
         sent => #{},
         backlog => none
@@ -378,14 +381,16 @@ subscribing(TopicFilters, #{stored := Stored} = State) ->
             Next = keep(State#{
                 stored := Stored#{subscriptions := maps:merge(Known, Changed)},
                 unconfirmed := maps:keys(Changed) -- maps:keys(Known),
+                gone := maps:get(gone, State, []) -- maps:keys(Changed),
                 dirty := true
             }),
             case maybe_all([fun() -> save(Next) end, fun() -> add_and_sync(Next, Changed) end]) of
                 ok ->
                     ok;
                 {error, _} = Error ->
-                    %% What is in Redis by now is taken out when the session is saved again.
-                    _ = keep(State#{dirty := true}),
+                    %% If EMQX subscribes all the same it is written later, else `confirm_subscriptions/0'
+                    %% takes it back.
+                    _ = keep(Next),
                     Error
             end
     end.
@@ -418,8 +423,21 @@ unsubscribed(Filter) ->
 
 forget(Filters, #{client_id := ClientId, stored := Stored} = State) ->
     Left = maps:without(Filters, maps:get(subscriptions, Stored)),
-    Next = keep(State#{stored := Stored#{subscriptions := Left}, dirty := true}),
-    maybe_all([fun() -> save(Next) end, fun() -> delete_subscriptions(ClientId, Filters) end]).
+    Gone = lists:usort(Filters ++ maps:get(gone, State, [])),
+    Next = keep(State#{stored := Stored#{subscriptions := Left}, gone := Gone, dirty := true}),
+    maybe_all([fun() -> save(Next) end, fun() -> delete_gone(ClientId) end]).
+
+%% Publishers must no longer find the client by those.
+delete_gone(ClientId) ->
+    #{gone := Gone} = State = current(),
+    case delete_subscriptions(ClientId, Gone) of
+        ok ->
+            _ = keep(State#{gone := []}),
+            ok;
+        {error, _} = Error ->
+            _ = keep(State#{dirty := true}),
+            Error
+    end.
 
 subscriptions(TopicFilters) ->
     maps:from_list([
@@ -512,10 +530,11 @@ delete(ClientId, Epoch, Filters) ->
 -spec refresh() -> ok | {error, term()}.
 refresh() ->
     case current() of
-        #{dirty := true, stored := #{subscriptions := Subscriptions}} = State ->
+        #{dirty := true, client_id := ClientId, stored := #{subscriptions := Subscriptions}} = State ->
             maybe_all([
+                fun() -> delete_gone(ClientId) end,
                 fun() -> add_subscriptions(State, Subscriptions) end,
-                fun() -> save(State) end
+                fun() -> save(current()) end
             ]);
         #{connected := true} = State ->
             save(State);

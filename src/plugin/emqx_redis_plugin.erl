@@ -14,7 +14,8 @@ start_link() -> supervisor:start_link({local, ?MODULE}, ?MODULE, []).
 check_broker() ->
     case emqx_redis_broker:is_running() andalso emqx_redis_broker:durable_sessions() of
         true ->
-            {error, {durable_sessions_enabled, <<"set durable_sessions.enable = false in EMQX to use this plugin">>}};
+            Advice = <<"set durable_sessions.enable = false in EMQX to use this plugin">>,
+            {error, {durable_sessions_enabled, Advice}};
         false ->
             ok
     end.
@@ -35,6 +36,7 @@ unhook() ->
         true ->
             _ = supervisor:terminate_child(?MODULE, emqx_redis_hook_keeper),
             emqx_redis_broker:unregister_command(redis_storage),
+            ok = emqx_redis_prometheus:deregister(),
             emqx_redis_broker:is_stopping() orelse emqx_redis_hooks:unregister(),
             ok;
         false ->

@@ -50,7 +50,6 @@ fails_if_damaged_elsewhere(_Config) ->
     fails(["--topology", "sentinel"], "order", " 1  out of order\n"),
     [fails(["--topology", "cluster"], Kind, Text) || {Kind, Text} <- [
         {"message", " 1  missing\n"},
-        {"session", " 1  sessions missing in the list\n"},
         {"route", " 1  topics with wrong routes\n"}
     ]].
 

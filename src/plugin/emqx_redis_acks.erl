@@ -25,8 +25,11 @@
 %% Acknowledgements in one request, requests under way, and acknowledgements kept while Redis is away:
 %% beyond, the oldest known are dropped, and their messages come again after a restart.
 -define(BATCH, 500).
+-define(NOTES, 200).
 -define(REQUESTS, 256).
 -define(KEPT, 200000).
+%% How long a caller waits for a client's to be done.
+-define(FLUSH_TIMEOUT, 2000).
 %% How long the end of the plugin waits for them.
 -define(FINISH, 2000).
 
@@ -43,7 +46,7 @@
         reference() => {emqx_redis_storage:request_id(), {client_id(), epoch()}, [binary()]}
     },
     %% Who waits until nothing of a client is left here.
-    flushing = [] :: [{client_id(), gen_server:from()}]
+    flushing = [] :: [{client_id(), gen_server:from(), Until :: integer()}]
 }).
 
 -spec start_link(atom()) -> gen_server:start_ret().
@@ -69,7 +72,7 @@ flush(ClientId) -> flush(node(), ClientId).
 -spec flush(node(), client_id()) -> ok | {error, timeout | stopped}.
 flush(Node, ClientId) ->
     try
-        gen_server:call({name(ClientId), Node}, {flush, ClientId}, 2000)
+        gen_server:call({name(ClientId), Node}, {flush, ClientId}, ?FLUSH_TIMEOUT)
     catch
         exit:{timeout, _} -> {error, timeout};
         exit:_ -> {error, stopped}
@@ -87,7 +90,8 @@ init([]) ->
     {ok, #state{}}.
 
 handle_call({flush, ClientId}, From, State) ->
-    Flushing = [{ClientId, From} | State#state.flushing],
+    Until = erlang:monotonic_time(millisecond) + ?FLUSH_TIMEOUT,
+    Flushing = [{ClientId, From, Until} | State#state.flushing],
     {noreply, answer_flushed(send(State#state{flushing = Flushing}))}.
 
 handle_cast({ack, Owner, MessageId}, #state{young = Young, old = Old} = State) ->
@@ -173,10 +177,15 @@ unmark(Owner, MessageId, Marks) ->
         _ -> Marks
     end.
 
-note({ClientId, Epoch} = Owner, Marks, Requests) ->
-    Options = #{epoch => Epoch},
-    RequestId = emqx_redis_message:mark_messages_async(ClientId, maps:to_list(Marks), Options),
-    Requests#{emqx_redis_request:reference(RequestId) => {RequestId, Owner, []}}.
+note(Owner, Marks, Requests) -> note_some(Owner, maps:to_list(Marks), Requests).
+
+note_some(_Owner, [], Requests) ->
+    Requests;
+note_some({ClientId, Epoch} = Owner, Marks, Requests) ->
+    {Now, Later} = lists:split(min(?NOTES, length(Marks)), Marks),
+    RequestId = emqx_redis_message:mark_messages_async(ClientId, Now, #{epoch => Epoch}),
+    Key = emqx_redis_request:reference(RequestId),
+    note_some(Owner, Later, Requests#{Key => {RequestId, Owner, []}}).
 
 %% More can be sent once an answer has come; a timer that is set says that nothing is urgent.
 send_waiting(#state{timer = undefined} = State) -> send(State);
@@ -218,9 +227,11 @@ done({error, _}, Owner, Ids, State) ->
 answer_flushed(#state{flushing = []} = State) ->
     State;
 answer_flushed(#state{flushing = Flushing} = State) ->
-    Busy =
-        [ClientId || {ClientId, _} <- maps:keys(State#state.waiting)] ++
-            [ClientId || {_, {ClientId, _}, _} <- maps:values(State#state.requests)],
-    {Wait, Done} = lists:partition(fun({ClientId, _}) -> lists:member(ClientId, Busy) end, Flushing),
-    _ = [gen_server:reply(From, ok) || {_, From} <- Done],
+    Now = erlang:monotonic_time(millisecond),
+    Waiting = [ClientId || {ClientId, _} <- maps:keys(State#state.waiting)],
+    UnderWay = [ClientId || {_, {ClientId, _}, _} <- maps:values(State#state.requests)],
+    Busy = maps:from_keys(Waiting ++ UnderWay, []),
+    Alive = [It || {_, _, Until} = It <- Flushing, Until > Now],
+    {Wait, Done} = lists:partition(fun({ClientId, _, _}) -> is_map_key(ClientId, Busy) end, Alive),
+    _ = [gen_server:reply(From, ok) || {_, From, _} <- Done],
     State#state{flushing = Wait}.

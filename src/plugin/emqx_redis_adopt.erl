@@ -72,10 +72,12 @@ subscribe_again(ClientInfo, Old, Subscribed) ->
 read_backlog(#{clientid := ClientId} = ClientInfo, ConnInfo, Subscriptions) ->
     Window = maps:get(receive_maximum, ConnInfo, 32),
     MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
-    case emqx_redis_backlog:first_page(ClientId, Window, MaxQueue) of
-        {ok, Messages, Backlog} ->
-            _ = [self() ! emqx_redis_backlog:delivery(Message, Subscriptions) || Message <- Messages],
-            Messages =:= [] orelse emqx_redis_client_session:backlog_found(Backlog),
+    #{epoch := Epoch, sent := Sent} = emqx_redis_client_session:current(),
+    Owner = {ClientId, Epoch},
+    case emqx_redis_backlog:first_page(Owner, Subscriptions, Sent, Window, MaxQueue) of
+        {ok, Deliveries, Backlog} ->
+            _ = [self() ! Delivery || Delivery <- Deliveries],
+            Deliveries =:= [] orelse emqx_redis_client_session:backlog_found(Backlog),
             ok;
         {error, _} = Error ->
             Error

@@ -35,13 +35,16 @@ refuses() -> persistent_term:get(?KEY, {true, reject}) =:= {false, reject}.
 
 %% Whether to go on in spite of an error. That another node has the session is no matter of Redis being away.
 -spec tolerates(term()) -> boolean().
-tolerates(overtaken) -> false;
-tolerates(registry_lags) -> false;
-tolerates({stale_epoch, _}) -> false;
-tolerates(fenced) -> false;
-%% EMQX is stopping, see `emqx_redis_plugin:unhook/0'.
-tolerates(stopped) -> false;
-tolerates(_Reason) ->
+tolerates({unavailable, _}) -> degrades();
+tolerates({unknown, _}) -> degrades();
+tolerates({not_durable, _}) -> degrades();
+tolerates({redis, _, _}) -> degrades();
+tolerates(timeout) -> degrades();
+tolerates(overloaded) -> degrades();
+%% Among others `stopped': EMQX is stopping, see `emqx_redis_plugin:unhook/0'.
+tolerates(_Reason) -> false.
+
+degrades() ->
     is_pid(whereis(?MODULE)) andalso
         element(2, persistent_term:get(?KEY, {true, reject})) =:= degrade.
 
@@ -88,8 +91,8 @@ changed(true, false) ->
     emqx_redis_broker:activate_alarm(?ALARM, Details, message(policy()));
 changed(false, true) ->
     emqx_redis_broker:deactivate_alarm(?ALARM),
-    %% What could not be written meanwhile.
-    emqx_redis_owned:tell_all(refresh),
+    %% What could not be written meanwhile; all of it, as some may have expired in Redis.
+    emqx_redis_owned:tell_all(rewrite),
     emqx_redis_hook_keeper:adopt_all().
 
 message(reject) -> <<"Redis is away: what needs it to be stored is refused">>;

@@ -9,11 +9,13 @@
 %% All functions run in the process of the client's channel, or of the restored one that stands in for it.
 -module(emqx_redis_backlog).
 
--export([first_page/3, is_refused/2, completed/2, load/3, handed_over/1, delivery/2]).
+-export([first_page/5, is_refused/2, completed/2, load/4, handed_over/2]).
+-export([set_stored/2, is_marked/1]).
 
 -export_type([state/0]).
 
 -type client_id() :: emqx_redis_session:client_id().
+-type owner() :: {client_id(), emqx_redis_session:epoch()}.
 -type subscriptions() :: #{Filter :: binary() => SubOpts :: map()}.
 -type state() :: #{
     %% Messages that EMQX has been given and that are not completed.
@@ -27,80 +29,133 @@
     not_before := integer()
 }.
 
-%% Marks what comes from here among what is delivered.
+%% Marks what comes from here among what is delivered, and what a publisher has stored for clients.
 -define(MARK, emqx_redis_backlog).
+-define(STORED, emqx_redis_stored).
 -define(LARGEST_PAGE, 1000).
 -define(RETRY, 1000).
 
-%% The first messages of the queue, and what is left. `Window' is how many may be in flight to the client,
-%% `MaxQueue' how many its session holds beside.
--spec first_page(client_id(), Window :: non_neg_integer(), MaxQueue :: non_neg_integer() | infinity) ->
-    {ok, [emqx_redis_broker:message()], state()} | {error, term()}.
-first_page(ClientId, Window, MaxQueue) ->
+%% The first messages of the queue, as the broker delivers them, and what is left. `Window' is how many may
+%% be in flight to the client, `MaxQueue' how many its session holds beside.
+-spec first_page(
+    owner(),
+    subscriptions(),
+    #{emqx_redis_message:message_id() => term()},
+    Window :: non_neg_integer(),
+    MaxQueue :: non_neg_integer() | infinity
+) -> {ok, [emqx_redis_broker:delivery()], state()} | {error, term()}.
+first_page(Owner, Subscriptions, Sent, Window, MaxQueue) ->
     Queue =
         case MaxQueue of
             infinity -> 2 * ?LARGEST_PAGE;
             0 -> 2 * ?LARGEST_PAGE;
             _ -> min(MaxQueue, 2 * ?LARGEST_PAGE)
         end,
+    Page = max(1, Queue div 2),
     State = #{
         known => #{},
         more => true,
-        low => Window + Queue div 4,
-        page => max(1, Queue div 2),
+        low => low(Window, Page),
+        page => Page,
         not_before => erlang:monotonic_time(millisecond)
     },
     case Window of
         %% Nothing ever waits in such a session: all of it goes out at once.
-        0 -> read_all(ClientId, State, []);
-        _ -> read(ClientId, State, Window + Queue div 2)
+        0 -> read_all(Owner, Subscriptions, Sent, State, []);
+        %% All of it stands in the queue at first.
+        _ -> read(Owner, Subscriptions, Sent, State, min(Window + Page, Queue))
     end.
 
-read_all(ClientId, State, Read) ->
-    case read(ClientId, State, ?LARGEST_PAGE) of
-        {ok, Messages, #{more := true} = Next} -> read_all(ClientId, Next, [Messages | Read]);
-        {ok, Messages, Next} -> {ok, lists:append(lists:reverse([Messages | Read])), Next};
+%% Above the window, so that live messages find it full.
+low(Window, Page) -> Window + Page div 2.
+
+read_all(Owner, Subscriptions, Sent, State, Read) ->
+    case read(Owner, Subscriptions, Sent, State, ?LARGEST_PAGE) of
+        {ok, Page, #{more := true} = Next} -> read_all(Owner, Subscriptions, Sent, Next, [Page | Read]);
+        {ok, Page, Next} -> {ok, lists:append(lists:reverse([Page | Read])), Next};
         {error, _} = Error -> Error
     end.
 
 %% Reads on from the beginning: what is known stands there, unless it was completed. (By a place to go on
 %% from, a message would be passed over that another node stored at the same moment, and placed before it.)
-read(ClientId, #{known := Known} = State, Page) ->
+read({ClientId, Epoch} = Owner, Subscriptions, Sent, #{known := Known} = State, Page) ->
     Limit = map_size(Known) + Page,
     case emqx_redis_message:get_messages(ClientId, 0, Limit) of
         {ok, Stored} ->
-            New = [Message || #{id := Id} = Message <- Stored, not is_map_key(Id, Known)],
-            Ids = maps:from_list([{Id, []} || #{id := Id} <- New]),
-            emqx_redis_plugin_stats:count(messages_restored, length(New)),
-            Messages = lists:filtermap(fun decode/1, New),
-            {ok, Messages, State#{known := maps:merge(Known, Ids), more := length(Stored) >= Limit}};
+            %% What came live before and is under way is no part of it.
+            New = [It || #{id := Id} = It <- Stored, not is_map_key(Id, Known), not is_map_key(Id, Sent)],
+            {Deliveries, Ids} = deliveries(Owner, Subscriptions, New, [], []),
+            emqx_redis_plugin_stats:count(messages_restored, length(Deliveries)),
+            Next = State#{
+                known := maps:merge(Known, maps:from_keys(Ids, [])), more := length(Stored) >= Limit
+            },
+            {ok, Deliveries, Next};
+        %% What nobody can read blocks nobody.
+        {error, {undecodable, #{message_id := Id} = What}} ->
+            emqx_redis_plugin_log:log(error, "a stored message can't be read and is removed", What),
+            case emqx_redis_message:ack_message(ClientId, Id, #{epoch => Epoch}) of
+                ok -> read(Owner, Subscriptions, Sent, State, Page);
+                {error, _} = Error -> Error
+            end;
         {error, _} = Error ->
             Error
     end.
 
-decode(Stored) ->
+%% What the client does not acknowledge, since it is subscribed with QoS 0 or wants none of its own, is done
+%% with.
+deliveries({ClientId, Epoch} = Owner, Subscriptions, [#{id := Id} = Stored | Rest], Deliveries, Ids) ->
     case emqx_redis_stored_message:decode(Stored) of
-        {ok, Message} -> {true, emqx_redis_broker:set_header(?MARK, true, Message)};
-        error -> false
+        {ok, Message} ->
+            Marked = emqx_redis_broker:set_header(?MARK, true, Message),
+            case delivery(ClientId, Marked, Subscriptions) of
+                {QoS, Delivery} when QoS > 0 ->
+                    deliveries(Owner, Subscriptions, Rest, [Delivery | Deliveries], [Id | Ids]);
+                {0, Delivery} ->
+                    emqx_redis_acks:ack(ClientId, Epoch, Id),
+                    deliveries(Owner, Subscriptions, Rest, [Delivery | Deliveries], Ids);
+                own ->
+                    emqx_redis_acks:ack(ClientId, Epoch, Id),
+                    deliveries(Owner, Subscriptions, Rest, Deliveries, Ids)
+            end;
+        error ->
+            emqx_redis_plugin_log:log(error, "a stored message is none and is removed", {ClientId, Id}),
+            emqx_redis_acks:ack(ClientId, Epoch, Id),
+            deliveries(Owner, Subscriptions, Rest, Deliveries, Ids)
+    end;
+deliveries(_Owner, _Subscriptions, [], Deliveries, Ids) ->
+    {lists:reverse(Deliveries), Ids}.
+
+%% By the subscription that grants it most, and where none matches any more by its topic, as it was promised.
+delivery(ClientId, Message, Subscriptions) ->
+    Topic = emqx_redis_broker:topic(Message),
+    QoS = emqx_redis_broker:qos(Message),
+    IsOwn = emqx_redis_broker:from(Message) =:= ClientId,
+    Matching = [
+        {min(QoS, maps:get(qos, SubOpts, 0)), is_no_local(SubOpts), Filter}
+     || {Filter, SubOpts} <- maps:to_list(Subscriptions), emqx_redis_broker:is_match(Topic, Filter)
+    ],
+    Wanted = [{Granted, Filter} || {Granted, NoLocal, Filter} <- Matching, not (IsOwn andalso NoLocal)],
+    case {Matching, Wanted} of
+        {[], _} ->
+            {QoS, {deliver, Topic, Message}};
+        {_, []} ->
+            own;
+        _ ->
+            {Granted, Filter} = lists:max(Wanted),
+            {Granted, {deliver, Filter, Message}}
     end.
 
-%% As the broker delivers it: by the subscription that grants it most, and where none matches any more by
-%% its topic.
--spec delivery(emqx_redis_broker:message(), subscriptions()) -> emqx_redis_broker:delivery().
-delivery(Message, Subscriptions) ->
-    Topic = emqx_redis_broker:topic(Message),
-    Matching = [
-        {maps:get(qos, SubOpts, 0), Filter}
-     || {Filter, SubOpts} <- maps:to_list(Subscriptions),
-        emqx_redis_broker:is_match(Topic, Filter)
-    ],
-    case Matching of
-        [] ->
-            {deliver, Topic, Message};
-        _ ->
-            {_, Filter} = lists:max(Matching),
-            {deliver, Filter, Message}
-    end.
+is_no_local(#{nl := 1}) -> true;
+is_no_local(_) -> false.
+
+%% Whether a publisher has stored it for the clients that are to have it.
+-spec set_stored(boolean(), emqx_redis_broker:message()) -> emqx_redis_broker:message().
+set_stored(true, Message) -> emqx_redis_broker:set_header(?STORED, true, Message);
+set_stored(false, Message) -> Message.
+
+%% Whether it comes from here.
+-spec is_marked(emqx_redis_broker:message()) -> boolean().
+is_marked(Message) -> emqx_redis_broker:header(?MARK, Message, false).
 
 %% Whether the session must not take this message now: it comes from Redis in its turn, or has already.
 -spec is_refused(emqx_redis_broker:message(), state() | none) -> boolean().
@@ -109,7 +164,8 @@ is_refused(_Message, none) ->
 is_refused(Message, #{known := Known, more := More}) ->
     emqx_redis_broker:qos(Message) > 0 andalso
         emqx_redis_broker:group(Message) =:= none andalso
-        not emqx_redis_broker:header(?MARK, Message, false) andalso
+        emqx_redis_broker:header(?STORED, Message, false) andalso
+        not is_marked(Message) andalso
         (More orelse is_map_key(emqx_redis_broker:message_id(Message), Known)).
 
 %% A message has left the session: it was acknowledged, or dropped. `load': it is time for the next page.
@@ -130,42 +186,49 @@ due(#{not_before := NotBefore}) ->
     end.
 
 %% Has the next page delivered to the calling process. Behind the last page live messages are taken again;
-%% those that came meanwhile and are in the page are dropped, the others stand behind it.
--spec load(client_id(), subscriptions(), state()) -> state().
-load(ClientId, Subscriptions, #{page := Page} = State) ->
-    case emqx_redis_acks:flush(ClientId) of
+%% those that came meanwhile and are in the page are dropped, the others stand behind it. `Sent': what is
+%% under way already.
+-spec load(owner(), subscriptions(), #{emqx_redis_message:message_id() => term()}, state()) -> state().
+load({ClientId, _} = Owner, Subscriptions, Sent, #{page := Page} = State) ->
+    case emqx_redis_availability:is_available() andalso emqx_redis_acks:flush(ClientId) of
         ok ->
-            case read(ClientId, State, Page) of
-                {ok, Messages, Next} ->
-                    deliver(Messages, Subscriptions, Next),
-                    Next;
+            case read(Owner, Subscriptions, Sent, State, Page) of
+                {ok, Deliveries, Next} ->
+                    deliver(Deliveries, Next),
+                    go_on(Deliveries, Next);
                 {error, _} ->
                     later(State)
             end;
-        {error, _} ->
+        _ ->
             later(State)
     end.
 
-%% Redis is away. The channel's process is told to try again, see `emqx_redis_hooks'.
+%% A page of which nothing is to be acknowledged brings the next one.
+go_on([], #{more := true} = State) -> later(State);
+go_on(_Deliveries, State) -> State.
+
+%% The channel's process is told to try again, see `emqx_redis_hooks'.
 later(State) ->
     erlang:send_after(?RETRY, self(), {emqx_redis_storage, load_backlog}),
     State#{not_before := erlang:monotonic_time(millisecond) + ?RETRY}.
 
-deliver(Messages, Subscriptions, #{known := Known, more := More}) ->
+deliver(Deliveries, #{known := Known, more := More}) ->
     Live =
         case More of
             true -> [];
             false -> emqx_redis_broker:drain_deliveries()
         end,
-    _ = [self() ! delivery(Message, Subscriptions) || Message <- Messages],
+    _ = [self() ! Delivery || Delivery <- Deliveries],
     _ = [self() ! Delivery || {deliver, _, Message} = Delivery <- Live, is_new(Message, Known)],
     ok.
 
 is_new(Message, Known) ->
-    emqx_redis_broker:header(?MARK, Message, false) orelse
-        not is_map_key(emqx_redis_broker:message_id(Message), Known).
+    is_marked(Message) orelse not is_map_key(emqx_redis_broker:message_id(Message), Known).
 
-%% As another channel has handed it over: the clocks of other nodes mean nothing here.
--spec handed_over(state() | none) -> state() | none.
-handed_over(none) -> none;
-handed_over(State) -> State#{not_before := erlang:monotonic_time(millisecond)}.
+%% As another channel has handed it over, for a client that may have so many in flight. The clocks of other
+%% nodes mean nothing here.
+-spec handed_over(state() | none, Window :: non_neg_integer()) -> state() | none.
+handed_over(none, _Window) ->
+    none;
+handed_over(#{page := Page} = State, Window) ->
+    State#{low := low(Window, Page), not_before := erlang:monotonic_time(millisecond)}.

@@ -14,9 +14,10 @@
 -export([has_route/2, is_match/2, filter_to_binary/1, filter_from_binary/1, mount/2, unmount/2]).
 -export([zone_setting/3]).
 -export([create_session/2, set_session_field/3, session_stats/1]).
--export([subscribe/3, subscriptions/1, take_over/1, enrich/3, enqueue/3, into_inflight/3, received/2]).
+-export([hand_over/1, subscribe/4, subscriptions/1]).
+-export([take_over/1, enrich/3, enqueue/3, into_inflight/3, received/2]).
 -export([register_channel/4, unregister_channel/1, forget_channel/2]).
--export([unlock/1]).
+-export([unlock/1, is_channel/1]).
 -export([lookup_channels/1, all_channels/0, channel_info/2]).
 -export([drain_deliveries/0, redispatch/3, group/1]).
 
@@ -179,7 +180,9 @@ zone_setting(#{zone := Zone}, Name, Default) ->
 create_session(ClientInfo, ConnInfo) ->
     Names = [max_subscriptions, max_awaiting_rel, upgrade_qos, retry_interval, await_rel_timeout],
     Settings = maps:from_list([{Name, zone_setting(ClientInfo, Name, undefined)} || Name <- Names]),
-    call(emqx_session_mem, create, [ClientInfo, ConnInfo, undefined, Settings]).
+    %% From 6.3 on a session has a quota of its listener's, unless this says no: the new connection brings
+    %% its own.
+    call(emqx_session_mem, create, [ClientInfo, ConnInfo, undefined, Settings#{enable_quota => false}]).
 
 -spec set_session_field(atom(), term(), session()) -> session().
 set_session_field(Name, Value, Session) -> call(emqx_session_mem, set_field, [Name, Value, Session]).
@@ -188,8 +191,14 @@ set_session_field(Name, Value, Session) -> call(emqx_session_mem, set_field, [Na
 session_stats(Session) -> call(emqx_session, stats, [Session]).
 
 %% Subscribes the calling process, and notes it in the session.
--spec subscribe(topic_filter(), map(), session()) -> {ok, session()} | {error, integer()}.
-subscribe(Filter, SubOpts, Session) -> call(emqx_session_mem, subscribe, [Filter, SubOpts, Session]).
+-spec subscribe(client_info(), topic_filter(), map(), session()) -> {ok, session()} | {error, integer()}.
+subscribe(ClientInfo, Filter, SubOpts, Session) ->
+    Arguments = [Filter, SubOpts, Session],
+    case erlang:function_exported(emqx_session_mem, subscribe, 4) of
+        false -> call(emqx_session_mem, subscribe, Arguments);
+        %% From 6.3 on.
+        true -> call(emqx_session_mem, subscribe, [ClientInfo | Arguments])
+    end.
 
 %% What a process is subscribed to.
 -spec subscriptions(pid()) -> [{topic_filter(), map()}].
@@ -212,8 +221,21 @@ enqueue(ClientInfo, Messages, Session) -> call(emqx_session_mem, enqueue, [Clien
 %% As if it had been sent with the next packet id, and not been acknowledged yet.
 -spec into_inflight(client_info(), message(), session()) -> session().
 into_inflight(ClientInfo, Message, Session) ->
-    {ok, _Packets, NewSession} = call(emqx_session_mem, deliver, [ClientInfo, [Message], Session]),
+    {_, _Packets, NewSession} =
+        case erlang:function_exported(emqx_session_mem, deliver, 4) of
+            false -> call(emqx_session_mem, deliver, [ClientInfo, [Message], Session]);
+            %% From 6.3 on.
+            true -> call(emqx_session_mem, deliver, [ClientInfo, [Message], [], Session])
+        end,
     NewSession.
+
+%% As a channel answers the one that takes its session over: from 6.3 on as a map.
+-spec hand_over(session()) -> term().
+hand_over(Session) ->
+    case erlang:function_exported(emqx_session_mem, export, 1) of
+        false -> Session;
+        true -> call(emqx_session_mem, export, [Session])
+    end.
 
 %% As if the client had answered the QoS 2 message of that packet id with PUBREC.
 -spec received(pos_integer(), session()) -> session().
@@ -243,6 +265,10 @@ unregister_channel(ClientId) -> call(emqx_cm, unregister_channel, [ClientId]).
 unlock(ClientId) ->
     _ = call(emqx_cm_locker, unlock, [ClientId]),
     ok.
+
+%% Whether the calling process is a channel of the client's.
+-spec is_channel(binary()) -> boolean().
+is_channel(ClientId) -> lists:member(self(), call(emqx_cm, lookup_channels, [local, ClientId])).
 
 %% Takes a dead process out of the registry of channels.
 -spec forget_channel(binary(), pid()) -> ok.

@@ -5,16 +5,17 @@
 %% nothing.
 %%
 %% In Redis it is a map: `version' (1), `node', `instance' (the epoch at which it began, which tells it from
-%% an earlier session of the client), `packet_id' (the last that may be in use), `created_at' (ms), `expiry'
-%% (ms), `subscriptions' (filter to options as EMQX has them). Subscriptions of QoS 1 and 2 are in the table
-%% of `emqx_redis_subscription' besides, so that publishers find the client.
+%% an earlier session of the client), `packet_id' (the last that may be in use), `created_at' (ms), `since'
+%% (ms: when its client connected last), `expiry' (ms), `subscriptions' (filter to options as EMQX has
+%% them). Subscriptions of QoS 1 and 2 are in the table of `emqx_redis_subscription' besides, so that
+%% publishers find the client.
 -module(emqx_redis_client_session).
 
 -export([connecting/1, expected/0]).
 -export([created/2, resumed/2, adopt/4, backlog_found/1]).
 -export([subscribing/2, subscribed/2, unsubscribed/1, confirm_subscriptions/0]).
--export([disconnected/1, ended/0, discard_stored/1, refresh/0, lost/1]).
--export([delivered/1, received/1, completed/1]).
+-export([disconnected/1, ended/0, discard_stored/1, refresh/0, rewrite/0, lost/1]).
+-export([delivered/3, received/1, completed/1, forget_sent/1]).
 -export([load_backlog/0, current/0, is_kept/0, begin_run/0]).
 
 -export_type([state/0, stored/0]).
@@ -27,6 +28,7 @@
     instance := emqx_redis_session:epoch(),
     packet_id := 1..65535,
     created_at := integer(),
+    since => integer(),
     expiry := non_neg_integer(),
     subscriptions := #{filter() => map()}
 }.
@@ -44,7 +46,9 @@
     %% Filters that are unsubscribed from, and may be known to publishers yet.
     gone := [filter()],
     %% The packet ids to come, where they are known, and those of messages that are under way.
-    packet_ids := emqx_redis_packet_ids:state() | unknown,
+    packet_ids := emqx_redis_packet_ids:state(),
+    %% Whether these are the very ids that EMQX gives out, or only ahead of them.
+    exact_ids := boolean(),
     sent := #{emqx_redis_message:message_id() => 1..65535},
     backlog := emqx_redis_backlog:state() | none
 }.
@@ -55,6 +59,8 @@
 %% A connected client's session outlives its last save by its expiry and this, which `emqx_redis_owned' is
 %% well within.
 -define(CONNECTED_SECONDS, 3600).
+%% So long one lives that is being deleted.
+-define(ENDING_SECONDS, 60).
 %% How long a SUBACK waits for the slowest node.
 -define(SYNC_TIMEOUT, 10000).
 -define(NODE_TIMEOUT, 2000).
@@ -77,9 +83,12 @@ expected() -> get(?CONNECTING).
 -spec created(emqx_redis_broker:client_info(), map()) -> ok | {error, term()}.
 created(#{clientid := ClientId}, #{created_at := CreatedAt}) ->
     case erase(?CONNECTING) of
-        #{expiry_interval := Expiry} = Connecting when Expiry > 0 ->
-            create(ClientId, Expiry, CreatedAt, maps:get(clean_start, Connecting, true));
-        _ ->
+        %% It was on its way when the plugin started: nobody has looked for its session.
+        undefined ->
+            {error, overtaken};
+        #{expiry_interval := Expiry, clean_start := CleanStart} when Expiry > 0 ->
+            create(ClientId, Expiry, CreatedAt, CleanStart);
+        #{} ->
             %% Nothing of it is kept, so that Redis may be away.
             discard_stored(ClientId) =:= ok orelse emqx_redis_discards:later(ClientId),
             ok
@@ -97,10 +106,12 @@ create(ClientId, Expiry, CreatedAt, CleanStart) ->
                 instance => Epoch,
                 packet_id => emqx_redis_packet_ids:reserved(emqx_redis_packet_ids:new()),
                 created_at => CreatedAt,
+                since => now_ms(),
                 expiry => Expiry,
                 subscriptions => #{}
             },
-            State = (new(ClientId, Epoch, Stored))#{packet_ids := emqx_redis_packet_ids:new()},
+            emqx_redis_discards:cancel(ClientId),
+            State = new(ClientId, Epoch, Stored),
             emqx_redis_plugin_stats:count(sessions_created),
             finish_create(State, Old);
         {error, _} = Error ->
@@ -125,7 +136,7 @@ discard_stored(ClientId) ->
             ok;
         {ok, Old} ->
             case emqx_redis_session:claim_session(ClientId, #{}) of
-                {ok, #{epoch := Epoch}} -> delete(ClientId, Epoch, filters(Old));
+                {ok, #{epoch := Epoch}} -> delete(ClientId, Epoch, Old);
                 {error, _} = Error -> Error
             end;
         {error, _} = Error ->
@@ -136,36 +147,41 @@ discard_stored(ClientId) ->
 %% another channel.
 -spec resumed(emqx_redis_broker:client_info(), map()) -> ok | {error, term()}.
 resumed(#{clientid := ClientId}, SessionInfo) ->
-    Connecting =
-        case erase(?CONNECTING) of
-            undefined -> #{};
-            Kept -> Kept
-        end,
-    Expiry = maps:get(expiry_interval, Connecting, 0),
+    case erase(?CONNECTING) of
+        undefined -> {error, overtaken};
+        Connecting -> resume(ClientId, Connecting, SessionInfo)
+    end.
+
+resume(ClientId, #{expiry_interval := Expiry} = Connecting, SessionInfo) ->
+    emqx_redis_discards:cancel(ClientId),
     case maps:get(restored, Connecting, none) of
         {Epoch, Stored, #{backlog := _, sent := _, packet_ids := Ids} = Restored} ->
             emqx_redis_plugin_stats:count(sessions_restored),
             Next = Stored#{
-                node := node(), expiry := Expiry, packet_id := emqx_redis_packet_ids:reserved(Ids)
+                node := node(),
+                since => now_ms(),
+                expiry := Expiry,
+                packet_id := emqx_redis_packet_ids:reserved(Ids)
             },
             save(maps:merge(new(ClientId, Epoch, Next), Restored));
         none ->
-            Known = hand_over(ClientId, maps:get(live, Connecting, none)),
+            Window = maps:get(receive_maximum, Connecting, 0),
+            Known = hand_over(ClientId, maps:get(live, Connecting, none), Window),
             take_over(ClientId, Expiry, SessionInfo, Known)
     end.
 
 %% What the channel that is taken over has on its way to Redis must be there before its epoch ends; and what
 %% it knows of the session beside what EMQX hands over is read from its process.
-hand_over(_ClientId, none) ->
+hand_over(_ClientId, none, _Window) ->
     #{};
-hand_over(ClientId, Pid) ->
+hand_over(ClientId, Pid, Window) ->
     _ = emqx_redis_acks:flush(node(Pid), ClientId),
     try erpc:call(node(Pid), erlang, process_info, [Pid, dictionary], ?NODE_TIMEOUT) of
         {dictionary, Dictionary} ->
             case lists:keyfind(?SESSION, 1, Dictionary) of
                 {_, #{backlog := Backlog} = Known} ->
-                    Kept = maps:with([sent, packet_ids], Known),
-                    Kept#{backlog => emqx_redis_backlog:handed_over(Backlog)};
+                    Kept = maps:with([sent, packet_ids, exact_ids], Known),
+                    Kept#{backlog => emqx_redis_backlog:handed_over(Backlog, Window)};
                 _ ->
                     #{}
             end;
@@ -193,11 +209,12 @@ adopt(ClientId, Expiry, SessionInfo, Known) ->
                 instance => instance(Old, Epoch),
                 packet_id => last_packet_id(Known, Old),
                 created_at => maps:get(created_at, SessionInfo),
+                since => now_ms(),
                 expiry => Expiry,
                 subscriptions => Subscriptions
             },
             emqx_redis_plugin_stats:count(sessions_resumed),
-            State = maps:merge(new(ClientId, Epoch, Stored), Known),
+            State = keep(maps:merge(new(ClientId, Epoch, Stored), ids(Known, Stored))),
             Gone = filters(Old) -- maps:keys(Subscriptions),
             Changed = maps:filter(
                 fun(Filter, SubOpts) -> known_options(Filter, Old) =/= SubOpts end, Subscriptions
@@ -218,9 +235,15 @@ adopt(ClientId, Expiry, SessionInfo, Known) ->
 known_options(Filter, #{subscriptions := #{} = Known}) -> maps:get(Filter, Known, none);
 known_options(_Filter, _) -> none.
 
-last_packet_id(#{packet_ids := {_, _} = Ids}, _Old) -> emqx_redis_packet_ids:reserved(Ids);
-last_packet_id(_Known, #{packet_id := PacketId}) -> PacketId;
-last_packet_id(_Known, _Old) -> emqx_redis_packet_ids:reserved(emqx_redis_packet_ids:new()).
+%% How far a channel's packet ids have come is not known of one that was not watched: it is taken for far
+%% behind any that may be in use.
+last_packet_id(#{packet_ids := Ids}, _Old) -> emqx_redis_packet_ids:reserved(Ids);
+last_packet_id(_Known, #{packet_id := PacketId}) -> emqx_redis_packet_ids:far_behind(PacketId);
+last_packet_id(_Known, _Old) -> emqx_redis_packet_ids:far_behind(1).
+
+ids(#{packet_ids := _} = Known, _Stored) -> Known;
+ids(Known, #{packet_id := PacketId}) ->
+    Known#{packet_ids => emqx_redis_packet_ids:reserved_to(PacketId), exact_ids => false}.
 
 instance(#{instance := Instance}, _Epoch) -> Instance;
 instance(_, Epoch) -> Epoch.
@@ -236,7 +259,8 @@ new(ClientId, Epoch, #{subscriptions := Subscriptions} = Stored) ->
         dirty => true,
         unconfirmed => [],
         gone => [],
-        packet_ids => unknown,
+        packet_ids => emqx_redis_packet_ids:new(),
+        exact_ids => true,
         sent => #{},
         backlog => none
     },
@@ -280,22 +304,33 @@ begin_run() -> persistent_term:put(?RUN, erlang:unique_integer()).
 %% Messages on their way to the client
 %%--------------------------------------------------------------------
 
-%% A message of QoS 1 or 2 is sent for the first time; `none' where it is not in the client's own queue.
--spec delivered(emqx_redis_message:message_id() | none) -> ok.
-delivered(none) ->
+%% A message of QoS 1 or 2 is sent; `IsOwn': from the client's own queue, and not a shared group's.
+-spec delivered(emqx_redis_message:message_id(), IsOwn :: boolean(), IsDup :: boolean()) -> ok.
+delivered(MessageId, IsOwn, IsDup) ->
     case current() of
-        #{packet_ids := {_, _} = Ids} = State ->
-            {_PacketId, Reserve, Next} = emqx_redis_packet_ids:next(Ids),
-            reserve(Reserve, keep(State#{packet_ids := Next}));
+        undefined ->
+            ok;
+        %% Once more, with the packet id that it has.
+        #{sent := Sent} when IsDup, is_map_key(MessageId, Sent) ->
+            ok;
+        #{packet_ids := Ids, sent := Sent, exact_ids := Exact} = State ->
+            #{client_id := ClientId, epoch := Epoch} = State,
+            {PacketId, Reserve, Next} = emqx_redis_packet_ids:next(Ids),
+            Exact andalso IsOwn andalso
+                emqx_redis_acks:mark(ClientId, Epoch, MessageId, {PacketId, sent}),
+            reserve(Reserve, keep(State#{packet_ids := Next, sent := Sent#{MessageId => PacketId}}));
+        %% Of an earlier version of the plugin, and about to be adopted.
         _ ->
             ok
-    end;
-delivered(MessageId) ->
+    end.
+
+%% A shared group's message has left the session.
+-spec forget_sent(emqx_redis_message:message_id()) -> ok.
+forget_sent(MessageId) ->
     case current() of
-        #{packet_ids := {_, _} = Ids, sent := Sent, client_id := ClientId, epoch := Epoch} = State ->
-            {PacketId, Reserve, Next} = emqx_redis_packet_ids:next(Ids),
-            emqx_redis_acks:mark(ClientId, Epoch, MessageId, {PacketId, sent}),
-            reserve(Reserve, keep(State#{packet_ids := Next, sent := Sent#{MessageId => PacketId}}));
+        #{sent := #{MessageId := _} = Sent} = State ->
+            _ = keep(State#{sent := maps:remove(MessageId, Sent)}),
+            ok;
         _ ->
             ok
     end.
@@ -311,7 +346,7 @@ reserve(reserve, #{packet_ids := Ids, stored := Stored} = State) ->
 -spec received(emqx_redis_message:message_id()) -> ok.
 received(MessageId) ->
     case current() of
-        #{sent := #{MessageId := PacketId}, client_id := ClientId, epoch := Epoch} ->
+        #{sent := #{MessageId := PacketId}, client_id := ClientId, epoch := Epoch, exact_ids := true} ->
             emqx_redis_acks:mark(ClientId, Epoch, MessageId, {PacketId, received});
         _ ->
             ok
@@ -337,9 +372,11 @@ advance(MessageId, Backlog, State) ->
         {load, Next} -> load_page(keep(State#{backlog := Next}))
     end.
 
-load_page(#{client_id := ClientId, stored := Stored, backlog := Backlog} = State) ->
+load_page(#{client_id := ClientId, epoch := Epoch, stored := Stored, sent := Sent} = State) ->
     #{subscriptions := Subscriptions} = Stored,
-    keep(State#{backlog := emqx_redis_backlog:load(ClientId, Subscriptions, Backlog)}).
+    #{backlog := Backlog} = State,
+    Next = emqx_redis_backlog:load({ClientId, Epoch}, Subscriptions, Sent, Backlog),
+    keep(State#{backlog := Next}).
 
 %% There are messages in Redis that the session does not have.
 -spec backlog_found(emqx_redis_backlog:state()) -> ok.
@@ -380,7 +417,9 @@ subscribing(TopicFilters, #{stored := Stored} = State) ->
             join_groups(Changed),
             Next = keep(State#{
                 stored := Stored#{subscriptions := maps:merge(Known, Changed)},
-                unconfirmed := maps:keys(Changed) -- maps:keys(Known),
+                unconfirmed := lists:usort(
+                    maps:get(unconfirmed, State) ++ (maps:keys(Changed) -- maps:keys(Known))
+                ),
                 gone := maps:get(gone, State, []) -- maps:keys(Changed),
                 dirty := true
             }),
@@ -514,14 +553,25 @@ ended() ->
             ok;
         #{client_id := ClientId, epoch := Epoch, stored := Stored} ->
             emqx_redis_owned:delete(ClientId),
-            delete(ClientId, Epoch, filters(Stored))
+            case delete(ClientId, Epoch, Stored) of
+                ok ->
+                    ok;
+                %% It is another's by now.
+                {error, {stale_epoch, _}} ->
+                    ok;
+                {error, _} = Error ->
+                    emqx_redis_discards:later(ClientId),
+                    Error
+            end
     end.
 
-%% First what makes others store for it, last what it can be found by.
-delete(ClientId, Epoch, Filters) ->
+%% First that it is this process's at all, then what makes others store for it, last what it can be found by.
+delete(ClientId, Epoch, Stored) ->
     emqx_redis_plugin_stats:count(sessions_deleted),
+    Fence = #{epoch => Epoch, ttl => ?ENDING_SECONDS},
     maybe_all([
-        fun() -> delete_subscriptions(ClientId, Filters) end,
+        fun() -> emqx_redis_session:save_session(ClientId, Stored, Fence) end,
+        fun() -> delete_subscriptions(ClientId, filters(Stored)) end,
         fun() -> emqx_redis_message:delete_messages(ClientId, #{epoch => Epoch}) end,
         fun() -> emqx_redis_session:delete_session(ClientId, #{epoch => Epoch}) end
     ]).
@@ -531,15 +581,27 @@ delete(ClientId, Epoch, Filters) ->
 refresh() ->
     case current() of
         #{dirty := true, client_id := ClientId, stored := #{subscriptions := Subscriptions}} = State ->
+            %% Saved first: that tells whether it is this process's at all.
             maybe_all([
+                fun() -> save(State) end,
                 fun() -> delete_gone(ClientId) end,
-                fun() -> add_subscriptions(State, Subscriptions) end,
-                fun() -> save(current()) end
+                fun() -> add_subscriptions(State, Subscriptions) end
             ]);
         #{connected := true} = State ->
             save(State);
         _ ->
             ok
+    end.
+
+%% Redis was away for so long that what it had may have expired.
+-spec rewrite() -> ok | {error, term()}.
+rewrite() ->
+    case current() of
+        undefined ->
+            ok;
+        State ->
+            _ = keep(State#{dirty := true}),
+            refresh()
     end.
 
 %% Another node has the session: this process writes nothing any more, and its connection ends.
@@ -563,7 +625,8 @@ save(#{client_id := ClientId, epoch := Epoch, stored := Stored} = State) ->
             ok;
         {error, {stale_epoch, _}} ->
             _ = keep(State),
-            lost(Epoch);
+            lost(Epoch),
+            {error, {stale_epoch, Epoch}};
         {error, _} = Error ->
             _ = keep(State#{dirty := true}),
             Error
@@ -576,6 +639,8 @@ ttl(#{stored := #{expiry := Expiry}, connected := Connected}) ->
         Seconds when Connected -> min(Seconds + ?CONNECTED_SECONDS, 16#FFFFFFFE);
         Seconds -> max(1, Seconds)
     end.
+
+now_ms() -> erlang:system_time(millisecond).
 
 maybe_all([Step | Steps]) ->
     case Step() of

@@ -16,6 +16,9 @@
 -type lock() :: {node(), client_id()}.
 -export_type([lock/0]).
 
+%% A node that is well answers within that.
+-define(ANSWER_TIMEOUT, 1000).
+
 %% The holder, what watches it, and who waits, first come first.
 -type entry() :: {pid(), reference(), queue:queue(gen_server:from())}.
 
@@ -30,18 +33,27 @@ acquire(ClientId, Timeout) ->
 
 rank(ClientId, Node) -> erlang:phash2({ClientId, Node}).
 
-%% A node that does not have the plugin, or is gone, is passed over; so all come to the same one.
+%% A node that does not have the plugin, is gone or does not answer at once is passed over; so all come to
+%% the same one.
 acquire(_ClientId, _Timeout, []) ->
     {ok, none};
 acquire(ClientId, Timeout, [Node | Nodes]) ->
-    try gen_server:call({?MODULE, Node}, {acquire, ClientId}, Timeout) of
+    try gen_server:call({?MODULE, Node}, {acquire, ClientId}, ?ANSWER_TIMEOUT) of
+        granted -> {ok, {Node, ClientId}};
+        wait -> wait(ClientId, Timeout, Node)
+    catch
+        exit:_ ->
+            release({Node, ClientId}),
+            acquire(ClientId, Timeout, Nodes)
+    end.
+
+wait(ClientId, Timeout, Node) ->
+    try gen_server:call({?MODULE, Node}, {wait, ClientId}, Timeout) of
         granted -> {ok, {Node, ClientId}}
     catch
-        exit:{timeout, _} ->
-            release({Node, ClientId}),
-            {error, timeout};
         exit:_ ->
-            acquire(ClientId, Timeout, Nodes)
+            release({Node, ClientId}),
+            {error, timeout}
     end.
 
 %% Gives it back, also where the process has only waited for it.
@@ -56,12 +68,14 @@ release({Node, ClientId}) -> gen_server:cast({?MODULE, Node}, {release, ClientId
 -spec init([]) -> {ok, #{client_id() => entry()}}.
 init([]) -> {ok, #{}}.
 
-handle_call({acquire, ClientId}, {Pid, _} = From, Locks) ->
+handle_call({Request, ClientId}, {Pid, _} = From, Locks) ->
     case Locks of
         #{ClientId := {Pid, _, _}} ->
             {reply, granted, Locks};
-        #{ClientId := {Holder, Monitor, Waiting}} ->
+        #{ClientId := {Holder, Monitor, Waiting}} when Request =:= wait ->
             {noreply, Locks#{ClientId := {Holder, Monitor, queue:in(From, Waiting)}}};
+        #{ClientId := _} ->
+            {reply, wait, Locks};
         _ ->
             {reply, granted, Locks#{ClientId => {Pid, watch(Pid, ClientId), queue:new()}}}
     end.

@@ -4,7 +4,7 @@
 
 -behaviour(gen_server).
 
--export([start_link/0, later/1]).
+-export([start_link/0, later/1, cancel/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -type client_id() :: emqx_redis_session:client_id().
@@ -22,6 +22,10 @@ start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 -spec later(client_id()) -> ok.
 later(ClientId) -> gen_server:cast(?MODULE, {later, ClientId, erlang:system_time(millisecond)}).
 
+%% It has a session again.
+-spec cancel(client_id()) -> ok.
+cancel(ClientId) -> gen_server:cast(?MODULE, {cancel, ClientId}).
+
 -spec init([]) -> {ok, #{client_id() => integer()}}.
 init([]) -> {ok, #{}}.
 
@@ -31,7 +35,9 @@ handle_cast({later, _ClientId, _At}, Waiting) when map_size(Waiting) >= ?MOST ->
     {noreply, Waiting};
 handle_cast({later, ClientId, At}, Waiting) ->
     map_size(Waiting) =:= 0 andalso erlang:send_after(?RETRY, self(), retry),
-    {noreply, Waiting#{ClientId => At}}.
+    {noreply, Waiting#{ClientId => At}};
+handle_cast({cancel, ClientId}, Waiting) ->
+    {noreply, maps:remove(ClientId, Waiting)}.
 
 handle_info(retry, Waiting) ->
     Some = lists:sublist(maps:to_list(Waiting), ?SLICE),
@@ -58,8 +64,11 @@ discard(ClientId, At) ->
 
 discard_older(ClientId, At) ->
     case emqx_redis_session:load_session(ClientId) of
-        {ok, #{created_at := CreatedAt}} when CreatedAt < At ->
-            emqx_redis_client_session:discard_stored(ClientId);
+        {ok, #{created_at := CreatedAt} = Stored} ->
+            case maps:get(since, Stored, CreatedAt) < At of
+                true -> emqx_redis_client_session:discard_stored(ClientId);
+                false -> ok
+            end;
         {ok, _} ->
             ok;
         {error, not_found} ->

@@ -82,8 +82,7 @@ handle_cast(look, Seen) ->
 
 handle_info(round, Seen) ->
     _ = erlang:send_after(?ROUND, self(), round),
-    Before = erlang:monotonic_time(second) - ?FORGET_AFTER,
-    _ = ets:select_delete(?HELD, [{{'_', '_', '$1'}, [{'<', '$1', Before}], [true]}]),
+    forget_old(),
     {noreply, look_twice(Seen)};
 handle_info({nodedown, _Node}, Seen) ->
     {noreply, look_twice(Seen)};
@@ -96,6 +95,15 @@ handle_info(_Message, Seen) ->
 %%--------------------------------------------------------------------
 %% Internal
 %%--------------------------------------------------------------------
+
+%% Notes of members that are gone, where nobody has said what became of the message.
+forget_old() ->
+    Before = erlang:monotonic_time(second) - ?FORGET_AFTER,
+    Old = ets:select(?HELD, [{{'_', '_', '$1'}, [{'<', '$1', Before}], ['$_']}]),
+    lists:foreach(
+        fun(Entry) -> is_held([Entry]) orelse ets:delete_object(?HELD, Entry) end,
+        Old
+    ).
 
 %% What is nobody's at two looks is not on its way.
 look_twice(Seen) when map_size(Seen) > 0 ->

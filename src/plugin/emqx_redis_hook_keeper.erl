@@ -8,6 +8,7 @@
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
 
 -define(RETRY, 20).
+-define(ADOPT_AGAIN, 5000).
 %% So many channels are asked at a time, with so many milliseconds between.
 -define(SLICE, 100).
 -define(PAUSE, 20).
@@ -37,6 +38,9 @@ handle_cast(_Request, Monitor) ->
 
 handle_info({'DOWN', Monitor, process, _, _}, Monitor) -> register_hooks();
 handle_info(retry, none) -> register_hooks();
+handle_info(adopt_again, Monitor) ->
+    adopt_all(),
+    {noreply, Monitor};
 handle_info({adopt, []}, Monitor) ->
     {noreply, Monitor};
 handle_info({adopt, Channels}, Monitor) ->
@@ -52,6 +56,8 @@ register_hooks() ->
         ok = emqx_redis_hooks:register(),
         ok = emqx_redis_broker:register_command(redis_storage, {emqx_redis_cli, run}),
         adopt_all(),
+        %% And those that were being opened just then.
+        _ = erlang:send_after(?ADOPT_AGAIN, self(), adopt_again),
         {noreply, Monitor}
     catch
         %% It is not there again yet, or gone once more.

@@ -41,7 +41,7 @@ hooks() ->
         {'session.terminated', on_session_terminated, ?LAST},
         {'message.publish', on_publish, ?LAST},
         {'message.puback', on_puback, ?FIRST},
-        {'message.delivered', on_delivered, ?LAST},
+        {'message.delivered', on_delivered, ?FIRST},
         {'message.acked', on_acked, ?LAST},
         {'message.nack', on_nack, ?FIRST},
         {'delivery.completed', on_completed, ?LAST},
@@ -143,22 +143,24 @@ refuse_subscribe(Reason, TopicFilters) ->
     end.
 
 -spec on_session_subscribed(client_info(), emqx_redis_broker:topic_filter(), map()) -> ok.
-on_session_subscribed(_ClientInfo, ?REFUSED_TOPIC, _SubOpts) ->
-    ok;
-on_session_subscribed(_ClientInfo, Filter, SubOpts) ->
-    case emqx_redis_client_session:current() of
-        undefined -> ok;
-        State -> or_end("write a subscription", fun() -> subscribed(Filter, SubOpts, State) end)
+on_session_subscribed(ClientInfo, Filter, SubOpts) ->
+    case emqx_redis_client_session:current() =/= undefined andalso not is_refused(ClientInfo, Filter) of
+        true -> or_end("write a subscription", fun() -> subscribed(Filter, SubOpts) end);
+        false -> ok
     end.
 
-subscribed(Filter, SubOpts, State) ->
+is_refused(ClientInfo, Filter) -> emqx_redis_broker:unmount(ClientInfo, Filter) =:= ?REFUSED_TOPIC.
+
+subscribed(Filter, SubOpts) ->
+    State = emqx_redis_client_session:current(),
     emqx_redis_client_session:subscribed({Filter, maps:remove(is_new, SubOpts)}, State).
 
 -spec on_session_unsubscribed(client_info(), emqx_redis_broker:topic_filter(), map()) -> ok.
-on_session_unsubscribed(_ClientInfo, ?REFUSED_TOPIC, _SubOpts) ->
-    ok;
-on_session_unsubscribed(_ClientInfo, Filter, _SubOpts) ->
-    or_note("delete a subscription", fun() -> emqx_redis_client_session:unsubscribed(Filter) end).
+on_session_unsubscribed(ClientInfo, Filter, _SubOpts) ->
+    case is_refused(ClientInfo, Filter) of
+        true -> ok;
+        false -> or_note("delete a subscription", fun() -> emqx_redis_client_session:unsubscribed(Filter) end)
+    end.
 
 -spec on_disconnected(client_info(), term(), emqx_redis_broker:conn_info()) -> ok.
 %% The session goes on in another process, or is ended by it.
@@ -171,8 +173,15 @@ on_disconnected(_ClientInfo, _Reason, ConnInfo) ->
     end).
 
 -spec on_session_terminated(client_info(), term(), map()) -> ok.
-on_session_terminated(_ClientInfo, Reason, _SessionInfo) when Reason =:= expired; Reason =:= kicked ->
-    or_note("delete a session", fun emqx_redis_client_session:ended/0);
+on_session_terminated(#{clientid := ClientId}, Reason, _SessionInfo) when
+    Reason =:= expired; Reason =:= kicked
+->
+    %% A takeover that is not finished ends as expired too: but then this is the client's channel no more,
+    %% and the session may be another's.
+    case emqx_redis_broker:is_channel(ClientId) of
+        true -> or_note("delete a session", fun emqx_redis_client_session:ended/0);
+        false -> ok
+    end;
 %% A node that stops ends processes too, and the sessions are there for the next one.
 on_session_terminated(_ClientInfo, _Reason, _SessionInfo) ->
     ok.
@@ -227,16 +236,12 @@ on_delivered(#{clientid := ClientId}, Message) ->
         0 ->
             ok;
         _ ->
-            hold(ClientId, Message),
-            emqx_redis_client_session:current() =:= undefined orelse
-                emqx_redis_broker:is_dup(Message) orelse
-                sent(emqx_redis_broker:group(Message), Message),
+            IsOwn = emqx_redis_broker:group(Message) =:= none,
+            Id = emqx_redis_broker:message_id(Message),
+            emqx_redis_client_session:delivered(Id, IsOwn, emqx_redis_broker:is_dup(Message)),
+            IsOwn orelse hold(ClientId, Message),
             ok
     end.
-
-%% Of a group's message no client has the packet id to itself.
-sent(none, Message) -> emqx_redis_client_session:delivered(emqx_redis_broker:message_id(Message));
-sent(_Group, _Message) -> emqx_redis_client_session:delivered(none).
 
 %% PUBACK of QoS 1. PUBREC of QoS 2 does not end a message, PUBCOMP does: `delivery.completed'.
 -spec on_acked(client_info(), message()) -> ok.
@@ -257,6 +262,10 @@ on_completed(Message, _Info) ->
 -spec on_dropped(client_info(), message(), atom()) -> ok.
 on_dropped(_ClientInfo, Message, Reason) when Reason =:= queue_full; Reason =:= expired ->
     left(Message);
+%% A live one is not stored; one of the backlog was, before the client asked for No Local.
+on_dropped(_ClientInfo, Message, no_local) ->
+    emqx_redis_backlog:is_marked(Message) andalso left(Message),
+    ok;
 on_dropped(_ClientInfo, _Message, _Reason) ->
     ok.
 
@@ -267,6 +276,7 @@ left(Message) ->
         none ->
             emqx_redis_client_session:completed(Id);
         {Group, Filter} ->
+            emqx_redis_client_session:forget_sent(Id),
             emqx_redis_publish:is_groups(Message) andalso left_group(Group, Filter, Id),
             ok
     end.
@@ -309,6 +319,8 @@ on_handle_info(_ClientInfo, {emqx_redis_storage, confirm_subscriptions}, _Acc) -
     or_note("take a refused subscription back", fun emqx_redis_client_session:confirm_subscriptions/0);
 on_handle_info(ClientInfo, {emqx_redis_storage, adopt}, _Acc) ->
     or_note("take a session over that was there before", fun() -> emqx_redis_adopt:adopt(ClientInfo) end);
+on_handle_info(_ClientInfo, {emqx_redis_storage, rewrite}, _Acc) ->
+    or_note("write the session anew", fun emqx_redis_client_session:rewrite/0);
 on_handle_info(_ClientInfo, {emqx_redis_storage, refresh}, _Acc) ->
     or_note("write the session again", fun emqx_redis_client_session:refresh/0);
 on_handle_info(_ClientInfo, {emqx_redis_storage, {lost, Epoch}}, _Acc) ->

@@ -7,7 +7,7 @@
 %% it (MQTT 5.0 section 4.3.3).
 -module(emqx_redis_packet_ids).
 
--export([new/0, restored/1, reserved/1, next/1]).
+-export([new/0, restored/1, reserved/1, reserved_to/1, far_behind/1, next/1]).
 
 -export_type([state/0]).
 
@@ -29,6 +29,14 @@ restored(Reserved) -> {add(Reserved, 1), ?BLOCK}.
 %% The last id of the block.
 -spec reserved(state()) -> 1..65535.
 reserved({Next, Left}) -> add(Next, Left - 1).
+
+%% With that as the last id of the block.
+-spec reserved_to(1..65535) -> state().
+reserved_to(Last) -> {add(Last, ?MOST - ?BLOCK + 1), ?BLOCK}.
+
+%% An id that a session which was not watched has not come to.
+-spec far_behind(1..65535) -> 1..65535.
+far_behind(Id) -> add(Id, 20000).
 
 %% Gives the next id out. `reserve': the end of the block has moved, and must be stored.
 -spec next(state()) -> {1..65535, keep | reserve, state()}.

@@ -39,7 +39,9 @@ store(Message, Subscriptions) ->
             Stored = emqx_redis_stored_message:encode(Message),
             Options = options(Message),
             case store_for_groups(Groups, Stored, Options) of
-                ok -> store_for_clients(Clients, Subscriptions, Stored, Options, mark(Groups, Message));
+                ok ->
+                    Marked = emqx_redis_backlog:set_stored(Clients =/= [], mark(Groups, Message)),
+                    store_for_clients(Clients, Subscriptions, Stored, Options, Marked);
                 {error, _} = Error -> Error
             end
     end.
@@ -84,7 +86,7 @@ store_for_clients(Clients, Subscriptions, Stored, Options, Message) ->
             emqx_redis_plugin_stats:count(messages_stored, length(Batch)),
             store_for_clients(Rest, Subscriptions, Stored, Options, Message);
         {error, {partial, Failed}} ->
-            case [Reason || {_, Reason} <- Failed, Reason =/= no_session] of
+            case [Reason || {ClientId, Reason} <- Failed, Reason =/= no_session orelse is_alive(ClientId)] of
                 [] ->
                     Gone = [ClientId || {ClientId, _} <- Failed],
                     forget(Gone, Subscriptions),
@@ -96,6 +98,13 @@ store_for_clients(Clients, Subscriptions, Stored, Options, Message) ->
         {error, _} = Error ->
             Error
     end.
+
+%% Its session had expired in Redis while that was away, and is being written again: the publisher has to
+%% wait.
+is_alive(ClientId) ->
+    Channels = emqx_redis_broker:lookup_channels(ClientId),
+    lists:foreach(fun(Pid) -> Pid ! {emqx_redis_storage, rewrite} end, Channels),
+    Channels =/= [].
 
 forget(Clients, Subscriptions) ->
     emqx_redis_ghosts:forget([It || {_, ClientId, _} = It <- Subscriptions, lists:member(ClientId, Clients)]).

@@ -5,7 +5,7 @@
 -module(emqx_redis_restore).
 
 -export([find/1, release/0]).
--export([local_channel/1, await_routes/3]).
+-export([local_channels/1, await_routes/3]).
 
 -type client_id() :: emqx_redis_session:client_id().
 
@@ -47,19 +47,22 @@ release() ->
     end.
 
 find_locked(#{clientid := ClientId}, true, _Connecting) ->
-    forget_dead(ClientId, emqx_redis_broker:lookup_channels(ClientId)),
+    %% EMQX discards those that live.
+    Known = emqx_redis_broker:lookup_channels(ClientId),
+    forget(ClientId, Known -- live_channels(ClientId, nodes_of(Known))),
     ok;
 find_locked(#{clientid := ClientId} = ClientInfo, false, Connecting) ->
     case emqx_redis_session:load_session(ClientId) of
         {ok, #{node := Owner} = Stored} ->
             Known = emqx_redis_broker:lookup_channels(ClientId),
-            case live_channel(ClientId, lists:usort([Owner | [node(Pid) || Pid <- Known]])) of
-                none ->
-                    forget_dead(ClientId, Known),
+            Live = live_channels(ClientId, lists:usort([Owner | nodes_of(Known)])),
+            forget(ClientId, Known -- Live),
+            case Live of
+                [] ->
                     restore(ClientInfo, Stored, Connecting);
-                Pid ->
+                _ ->
+                    Pid = lists:last(Live),
                     _ = put(?CONNECTING, Connecting#{live => Pid}),
-                    forget_dead(ClientId, Known -- [Pid]),
                     await_registered(ClientId, Pid, ?REGISTRY_TIMEOUT)
             end;
         {error, not_found} ->
@@ -68,39 +71,37 @@ find_locked(#{clientid := ClientId} = ClientInfo, false, Connecting) ->
             Error
     end.
 
-%% The registry of this node may lag: so the nodes are asked that may have it. One that does not answer
+nodes_of(Pids) -> lists:usort([node(Pid) || Pid <- Pids]).
+
+%% The registry of this node may lag: so the nodes are asked that may have one. A node that does not answer
 %% counts as dead; should it live, the epoch in Redis keeps it from writing.
-live_channel(ClientId, Nodes) ->
+live_channels(ClientId, Nodes) ->
     Running = emqx_redis_broker:nodes(),
     Asked = [Node || Node <- Nodes, lists:member(Node, Running)],
-    Answers = erpc:multicall(Asked, ?MODULE, local_channel, [ClientId], ?NODE_TIMEOUT),
-    case [Pid || {ok, Pid} <- Answers, is_pid(Pid)] of
-        [Pid | _] -> Pid;
-        [] -> none
-    end.
+    Answers = erpc:multicall(Asked, ?MODULE, local_channels, [ClientId], ?NODE_TIMEOUT),
+    lists:append([live_channels(ClientId, Node, Answer) || {Node, Answer} <- lists:zip(Asked, Answers)]).
 
-%% The client's channel on this node. One that stands in for a session that was read from Redis is an orphan
-%% here: its connection has ended before it took the session.
--spec local_channel(client_id()) -> pid() | none.
-local_channel(ClientId) ->
+live_channels(_ClientId, _Node, {ok, Pids}) ->
+    Pids;
+%% It runs without the plugin: what is known of it is believed.
+live_channels(ClientId, Node, {error, {exception, undef, _}}) ->
+    [Pid || Pid <- emqx_redis_broker:lookup_channels(ClientId), node(Pid) =:= Node];
+live_channels(_ClientId, _Node, _NoAnswer) ->
+    [].
+
+%% The client's channels on this node. One that stands in for a session that was read from Redis is an
+%% orphan here: its connection has ended before it took the session.
+-spec local_channels(client_id()) -> [pid()].
+local_channels(ClientId) ->
     Pids = [Pid || Pid <- emqx_redis_broker:lookup_channels(ClientId), node(Pid) =:= node()],
     {Orphans, Others} = lists:partition(fun emqx_redis_restored_channel:is_one/1, Pids),
     lists:foreach(fun emqx_redis_restored_channel:stop/1, Orphans),
-    case lists:filter(fun is_process_alive/1, Others) of
-        [] -> none;
-        Alive -> lists:last(Alive)
-    end.
+    lists:filter(fun is_process_alive/1, Others).
 
 %% EMQX refuses a client as long as a dead process of it is in this node's registry, and asks dead ones of
 %% other nodes for the session.
-forget_dead(ClientId, Pids) ->
-    lists:foreach(
-        fun(Pid) ->
-            node(Pid) =:= node() andalso is_process_alive(Pid) orelse
-                emqx_redis_broker:forget_channel(ClientId, Pid)
-        end,
-        Pids
-    ).
+forget(ClientId, Dead) ->
+    lists:foreach(fun(Pid) -> emqx_redis_broker:forget_channel(ClientId, Pid) end, Dead).
 
 await_registered(_ClientId, _Pid, Left) when Left =< 0 ->
     {error, registry_lags};
@@ -116,7 +117,7 @@ await_registered(ClientId, Pid, Left) ->
 restore(#{clientid := ClientId} = ClientInfo, _Seen, Connecting) ->
     case emqx_redis_session:claim_session(ClientId, #{}) of
         {ok, #{epoch := Epoch, session := #{subscriptions := _} = Stored}} ->
-            case emqx_redis_restored_channel:start(ClientInfo, Connecting, Stored, ?BUILD_TIMEOUT) of
+            case emqx_redis_restored_channel:start(ClientInfo, Connecting, {Epoch, Stored}, ?BUILD_TIMEOUT) of
                 {ok, Known} ->
                     _ = put(?CONNECTING, Connecting#{restored => {Epoch, Stored, Known}}),
                     ok;

@@ -18,6 +18,7 @@
 -define(LIFETIME, 30000).
 %% How long other nodes may take to learn that this one has the subscriptions.
 -define(ROUTES_TIMEOUT, 1000).
+-define(MOST_IN_FLIGHT, 65535).
 
 -record(state, {
     connection :: pid(),
@@ -36,14 +37,14 @@ start_link(Args) -> gen_server:start_link(?MODULE, Args, []).
 -spec start(
     emqx_redis_broker:client_info(),
     emqx_redis_broker:conn_info(),
-    emqx_redis_client_session:stored(),
+    {emqx_redis_session:epoch(), emqx_redis_client_session:stored()},
     timeout()
 ) -> {ok, map()} | {error, term()}.
-start(ClientInfo, ConnInfo, Stored, Timeout) ->
+start(ClientInfo, ConnInfo, {Epoch, Stored}, Timeout) ->
     case supervisor:start_child(?SUPERVISOR, [[self(), ClientInfo]]) of
         {ok, Pid} ->
             try
-                gen_server:call(Pid, {build, ConnInfo, Stored}, Timeout)
+                gen_server:call(Pid, {build, ConnInfo, Epoch, Stored}, Timeout)
             catch
                 exit:Reason ->
                     stop(Pid),
@@ -80,14 +81,14 @@ init([Connection, ClientInfo]) ->
     _ = erlang:send_after(?LIFETIME, self(), too_old),
     {ok, #state{connection = Connection, client_info = ClientInfo, backlog = none}}.
 
-handle_call({build, ConnInfo, Stored}, _From, State) ->
-    case build(ConnInfo, Stored, State) of
+handle_call({build, ConnInfo, Epoch, Stored}, _From, State) ->
+    case build(ConnInfo, Epoch, Stored, State) of
         {ok, Known, Built} -> {reply, {ok, Known}, Built};
         {error, _} = Error -> {stop, normal, Error, State}
     end;
 handle_call({takeover, 'begin'}, _From, #state{client_info = #{clientid := ClientId}} = State) ->
     ok = emqx_redis_broker:unregister_channel(ClientId),
-    {reply, State#state.session, State#state{pending = []}};
+    {reply, emqx_redis_broker:hand_over(State#state.session), State#state{pending = []}};
 handle_call({takeover, 'end'}, _From, #state{session = Session, pending = Pending} = State) ->
     ok = emqx_redis_broker:take_over(Session),
     Late = lists:filter(fun(It) -> is_wanted(It, State) end, emqx_redis_broker:drain_deliveries()),
@@ -115,21 +116,25 @@ handle_cast(_Request, State) -> {noreply, State}.
 %% Internal
 %%--------------------------------------------------------------------
 
-build(ConnInfo, Stored, #state{client_info = ClientInfo} = State) ->
+build(ConnInfo, Epoch, Stored, #state{client_info = ClientInfo} = State) ->
     #{clientid := ClientId} = ClientInfo,
     #{subscriptions := Subscriptions, created_at := CreatedAt} = Stored,
-    Empty = emqx_redis_broker:set_session_field(
-        created_at, CreatedAt, emqx_redis_broker:create_session(ClientInfo, ConnInfo)
+    %% All that is under way must find room, though the client takes fewer now: its connection sets the true
+    %% window.
+    Roomy = emqx_redis_broker:create_session(ClientInfo, ConnInfo#{receive_maximum => ?MOST_IN_FLIGHT}),
+    Empty = emqx_redis_broker:set_session_field(created_at, CreatedAt, Roomy),
+    Subscribed = maps:fold(
+        fun(Filter, SubOpts, Session) -> subscribe(ClientInfo, Filter, SubOpts, Session) end,
+        Empty,
+        Subscriptions
     ),
-    Subscribed = maps:fold(fun subscribe/3, Empty, Subscriptions),
     await_routes(maps:keys(Subscriptions)),
     %% From here on, what is published is delivered to this process; before, it is in Redis.
     Window = maps:get(receive_maximum, ConnInfo, 32),
     MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
-    case read(ClientId, Window, MaxQueue) of
-        {ok, Messages, Marks, Backlog} ->
+    case read({ClientId, Epoch}, Subscriptions, Window, MaxQueue) of
+        {ok, Deliveries, Marks, Backlog} ->
             Ids = emqx_redis_packet_ids:restored(maps:get(packet_id, Stored)),
-            Deliveries = [emqx_redis_backlog:delivery(Message, Subscriptions) || Message <- Messages],
             {Sent, Queued} =
                 lists:partition(fun({_, Mark}) -> Mark =/= undefined end, lists:zip(Deliveries, Marks)),
             {Inflight, SentIds} = lists:foldl(
@@ -144,12 +149,12 @@ build(ConnInfo, Stored, #state{client_info = ClientInfo} = State) ->
             Error
     end.
 
-read(ClientId, Window, MaxQueue) ->
-    case emqx_redis_backlog:first_page(ClientId, Window, MaxQueue) of
-        {ok, Messages, Backlog} ->
-            Ids = [emqx_redis_broker:message_id(Message) || Message <- Messages],
+read({ClientId, _} = Owner, Subscriptions, Window, MaxQueue) ->
+    case emqx_redis_backlog:first_page(Owner, Subscriptions, #{}, Window, MaxQueue) of
+        {ok, Deliveries, Backlog} ->
+            Ids = [emqx_redis_broker:message_id(Message) || {deliver, _, Message} <- Deliveries],
             case get_marks(ClientId, Ids) of
-                {ok, Marks} -> {ok, Messages, Marks, Backlog};
+                {ok, Marks} -> {ok, Deliveries, Marks, Backlog};
                 {error, _} = Error -> Error
             end;
         {error, _} = Error ->
@@ -171,8 +176,9 @@ into_inflight({{deliver, _, Message} = Delivery, {PacketId, Phase}}, ClientInfo,
     end.
 
 %% A limit that was lowered since does not end subscriptions.
-subscribe(Filter, SubOpts, Session) ->
-    case emqx_redis_broker:subscribe(emqx_redis_broker:filter_from_binary(Filter), SubOpts, Session) of
+subscribe(ClientInfo, Filter, SubOpts, Session) ->
+    Internal = emqx_redis_broker:filter_from_binary(Filter),
+    case emqx_redis_broker:subscribe(ClientInfo, Internal, SubOpts, Session) of
         {ok, Subscribed} -> Subscribed;
         {error, _} -> Session
     end.

@@ -5,7 +5,7 @@
 -module(emqx_redis_broker).
 
 -export([is_running/0, is_stopping/0, durable_sessions/0, nodes/0]).
--export([put_hook/3, delete_hook/2, monitor_hooks/0]).
+-export([put_hook/3, delete_hook/2, monitor_hooks/0, await_hooks/0]).
 -export([plugin_config/0]).
 -export([register_command/2, unregister_command/1]).
 -export([activate_alarm/3, deactivate_alarm/1]).
@@ -66,6 +66,16 @@ delete_hook(Point, Action) -> call(emqx_hooks, del, [Point, Action]).
 %% Watches the process that has the hooks; they end with it.
 -spec monitor_hooks() -> reference().
 monitor_hooks() -> monitor(process, whereis(emqx_hooks)).
+
+%% Waits until the broker has done with the hooks what it was told: it has answered something later.
+-spec await_hooks() -> ok.
+await_hooks() ->
+    try sys:get_state(emqx_hooks) of
+        _ -> ok
+    catch
+        %% It ends with them.
+        exit:_ -> ok
+    end.
 
 %% The plugin's configuration, as it was set in the Dashboard or its file.
 -spec plugin_config() -> {ok, map()} | {error, term()}.

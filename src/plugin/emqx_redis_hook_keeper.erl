@@ -5,7 +5,7 @@
 -behaviour(gen_server).
 
 -export([start_link/0, adopt_all/0]).
--export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -define(RETRY, 20).
 -define(ADOPT_AGAIN, 5000).
@@ -24,9 +24,8 @@ adopt_all() -> gen_server:cast(?MODULE, adopt_all).
 init([]) ->
     %% The table of subscriptions is read from its first use on.
     _ = emqx_redis_subscription:match_subscriptions(<<"$redis_storage/start">>),
-    {ok, none, {continue, register}}.
-
-handle_continue(register, _Monitor) -> register_hooks().
+    {noreply, Monitor} = register_hooks(),
+    {ok, Monitor}.
 
 handle_call(_Request, _From, Monitor) -> {reply, {error, unknown_call}, Monitor}.
 

@@ -60,7 +60,8 @@ register() ->
 -spec unregister() -> ok.
 unregister() ->
     _ = [emqx_redis_broker:delete_hook(Point, {?MODULE, Name}) || {Point, Name, _} <- hooks()],
-    ok.
+    %% They are gone when the broker has done all that it was told.
+    emqx_redis_broker:await_hooks().
 
 %%--------------------------------------------------------------------
 %% Connections
@@ -166,6 +167,9 @@ on_session_unsubscribed(ClientInfo, Filter, _SubOpts) ->
 %% The session goes on in another process, or is ended by it.
 on_disconnected(_ClientInfo, Reason, _ConnInfo) when Reason =:= takenover; Reason =:= discarded ->
     ok;
+%% Of a client whose socket has just closed EMQX says no more than this.
+on_disconnected(_ClientInfo, kicked, _ConnInfo) ->
+    or_note("delete a session", fun emqx_redis_client_session:ended/0);
 on_disconnected(_ClientInfo, _Reason, ConnInfo) ->
     Expiry = maps:get(expiry_interval, ConnInfo, 0),
     or_note("write the session of a client that is gone", fun() ->

@@ -179,9 +179,13 @@ hand_over(ClientId, Pid, Window) ->
     try erpc:call(node(Pid), erlang, process_info, [Pid, dictionary], ?NODE_TIMEOUT) of
         {dictionary, Dictionary} ->
             case lists:keyfind(?SESSION, 1, Dictionary) of
-                {_, #{backlog := Backlog} = Known} ->
-                    Kept = maps:with([sent, packet_ids, exact_ids], Known),
-                    Kept#{backlog => emqx_redis_backlog:handed_over(Backlog, Window)};
+                {_, #{backlog := Backlog, connected := IsConnected} = Known} ->
+                    Kept = maps:with([sent, packet_ids], Known),
+                    %% One whose client is still there may have gone on after it handed the session over.
+                    Kept#{
+                        backlog => emqx_redis_backlog:handed_over(Backlog, Window),
+                        exact_ids => maps:get(exact_ids, Known, false) andalso not IsConnected
+                    };
                 _ ->
                     #{}
             end;

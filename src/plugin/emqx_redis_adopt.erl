@@ -77,7 +77,7 @@ read_backlog(#{clientid := ClientId} = ClientInfo, ConnInfo, Subscriptions) ->
     case emqx_redis_backlog:first_page(Owner, Subscriptions, Sent, Window, MaxQueue) of
         {ok, Deliveries, Backlog} ->
             _ = [self() ! Delivery || Delivery <- Deliveries],
-            Deliveries =:= [] orelse emqx_redis_client_session:backlog_found(Backlog),
+            emqx_redis_backlog:is_done(Backlog) orelse emqx_redis_client_session:backlog_found(Backlog),
             ok;
         {error, _} = Error ->
             Error

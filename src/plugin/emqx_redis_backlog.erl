@@ -9,7 +9,7 @@
 %% All functions run in the process of the client's channel, or of the restored one that stands in for it.
 -module(emqx_redis_backlog).
 
--export([first_page/5, is_refused/2, completed/2, load/4, handed_over/2]).
+-export([first_page/5, is_refused/2, completed/2, load/4, go_on/1, is_done/1, handed_over/2]).
 -export([set_stored/2, is_marked/1]).
 
 -export_type([state/0]).
@@ -195,7 +195,7 @@ load({ClientId, _} = Owner, Subscriptions, Sent, #{page := Page} = State) ->
             case read(Owner, Subscriptions, Sent, State, Page) of
                 {ok, Deliveries, Next} ->
                     deliver(Deliveries, Next),
-                    go_on(Deliveries, Next);
+                    go_on(Next);
                 {error, _} ->
                     later(State)
             end;
@@ -203,9 +203,17 @@ load({ClientId, _} = Owner, Subscriptions, Sent, #{page := Page} = State) ->
             later(State)
     end.
 
-%% A page of which nothing is to be acknowledged brings the next one.
-go_on([], #{more := true} = State) -> later(State);
-go_on(_Deliveries, State) -> State.
+%% Nothing that the session has been given is to be acknowledged, and so brings the next page.
+-spec go_on(state() | none) -> state() | none.
+go_on(#{known := Known, more := true} = State) when map_size(Known) =:= 0 ->
+    self() ! {emqx_redis_storage, load_backlog},
+    State;
+go_on(State) ->
+    State.
+
+%% Whether the session has all of it, and nothing of it is to be acknowledged.
+-spec is_done(state()) -> boolean().
+is_done(#{known := Known, more := More}) -> not More andalso map_size(Known) =:= 0.
 
 %% The channel's process is told to try again, see `emqx_redis_hooks'.
 later(State) ->

@@ -149,8 +149,15 @@ discard_stored(ClientId) ->
 resumed(#{clientid := ClientId}, SessionInfo) ->
     case erase(?CONNECTING) of
         undefined -> {error, overtaken};
-        Connecting -> resume(ClientId, Connecting, SessionInfo)
+        Connecting -> go_on(resume(ClientId, Connecting, SessionInfo))
     end.
+
+go_on(ok) ->
+    #{backlog := Backlog} = current(),
+    _ = emqx_redis_backlog:go_on(Backlog),
+    ok;
+go_on({error, _} = Error) ->
+    Error.
 
 resume(ClientId, #{expiry_interval := Expiry} = Connecting, SessionInfo) ->
     emqx_redis_discards:cancel(ClientId),
@@ -322,10 +329,7 @@ delivered(MessageId, IsOwn, IsDup) ->
             {PacketId, Reserve, Next} = emqx_redis_packet_ids:next(Ids),
             Exact andalso IsOwn andalso
                 emqx_redis_acks:mark(ClientId, Epoch, MessageId, {PacketId, sent}),
-            reserve(Reserve, keep(State#{packet_ids := Next, sent := Sent#{MessageId => PacketId}}));
-        %% Of an earlier version of the plugin, and about to be adopted.
-        _ ->
-            ok
+            reserve(Reserve, keep(State#{packet_ids := Next, sent := Sent#{MessageId => PacketId}}))
     end.
 
 %% A shared group's message has left the session.
@@ -389,7 +393,7 @@ backlog_found(Backlog) ->
         undefined ->
             ok;
         State ->
-            _ = keep(State#{backlog := Backlog}),
+            _ = keep(State#{backlog := emqx_redis_backlog:go_on(Backlog)}),
             ok
     end.
 

@@ -4,7 +4,7 @@
 
 -behaviour(gen_server).
 
--export([start_link/0, later/1, cancel/1]).
+-export([start_link/0, later/1, cancel/1, finish/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -type client_id() :: emqx_redis_session:client_id().
@@ -26,8 +26,23 @@ later(ClientId) -> gen_server:cast(?MODULE, {later, ClientId, erlang:system_time
 -spec cancel(client_id()) -> ok.
 cancel(ClientId) -> gen_server:cast(?MODULE, {cancel, ClientId}).
 
+%% The client connects, and has its lock: what waits here is deleted before its session is looked for.
+-spec finish(client_id()) -> ok | {error, emqx_redis_storage:error_reason()}.
+finish(ClientId) ->
+    case ets:lookup(?MODULE, ClientId) of
+        [] ->
+            ok;
+        [{_, At}] ->
+            case discard_older(ClientId, At) of
+                ok -> cancel(ClientId);
+                {error, _} = Error -> Error
+            end
+    end.
+
 -spec init([]) -> {ok, #{client_id() => integer()}}.
-init([]) -> {ok, #{}}.
+init([]) ->
+    ?MODULE = ets:new(?MODULE, [named_table]),
+    {ok, #{}}.
 
 handle_call(_Request, _From, Waiting) -> {reply, {error, unknown_call}, Waiting}.
 
@@ -35,13 +50,16 @@ handle_cast({later, _ClientId, _At}, Waiting) when map_size(Waiting) >= ?MOST ->
     {noreply, Waiting};
 handle_cast({later, ClientId, At}, Waiting) ->
     map_size(Waiting) =:= 0 andalso erlang:send_after(?RETRY, self(), retry),
+    true = ets:insert(?MODULE, {ClientId, At}),
     {noreply, Waiting#{ClientId => At}};
 handle_cast({cancel, ClientId}, Waiting) ->
+    true = ets:delete(?MODULE, ClientId),
     {noreply, maps:remove(ClientId, Waiting)}.
 
 handle_info(retry, Waiting) ->
     Some = lists:sublist(maps:to_list(Waiting), ?SLICE),
     Done = [ClientId || {ClientId, At} <- Some, discard(ClientId, At) =:= ok],
+    _ = [ets:delete(?MODULE, ClientId) || ClientId <- Done],
     Left = maps:without(Done, Waiting),
     map_size(Left) =:= 0 orelse erlang:send_after(pause(Done), self(), retry),
     {noreply, Left};
@@ -58,8 +76,8 @@ discard(ClientId, At) ->
             Result = discard_older(ClientId, At),
             emqx_redis_connect_lock:release(Lock),
             Result;
-        {error, timeout} ->
-            error
+        {error, timeout} = Error ->
+            Error
     end.
 
 discard_older(ClientId, At) ->
@@ -73,6 +91,6 @@ discard_older(ClientId, At) ->
             ok;
         {error, not_found} ->
             ok;
-        {error, _} ->
-            error
+        {error, _} = Error ->
+            Error
     end.

@@ -52,6 +52,12 @@ find_locked(#{clientid := ClientId}, true, _Connecting) ->
     forget(ClientId, Known -- live_channels(ClientId, nodes_of(Known))),
     ok;
 find_locked(#{clientid := ClientId} = ClientInfo, false, Connecting) ->
+    case emqx_redis_discards:finish(ClientId) of
+        ok -> find_stored(ClientInfo, Connecting);
+        {error, _} = Error -> Error
+    end.
+
+find_stored(#{clientid := ClientId} = ClientInfo, Connecting) ->
     case emqx_redis_session:load_session(ClientId) of
         {ok, #{node := Owner} = Stored} ->
             Known = emqx_redis_broker:lookup_channels(ClientId),

@@ -195,7 +195,7 @@ terms_come_back(_Config) ->
     ).
 
 random_terms_come_back(_Config) ->
-    check(?FORALL(Term, any_term(), holds(fun comes_back/1, Term)), 3000).
+    check(?FORALL(Term, any_term(), holds(fun comes_back/1, Term)), 2000).
 
 local_terms_come_back(_Config) ->
     Alias = alias(),

@@ -6,7 +6,7 @@
 
 -compile([export_all, nowarn_export_all]).
 
--define(SECONDS, "22").
+-define(SECONDS, "16").
 
 suite() ->
     [{timetrap, {minutes, 5}}].

@@ -23,7 +23,7 @@
 %% A packet id is noted after one to two times that.
 -define(NOTE_AFTER, 50).
 %% Acknowledgements in one request, requests under way, and acknowledgements kept while Redis is away:
-%% beyond, the oldest known are dropped, and their messages come again after a restart.
+%% beyond, new ones are dropped, and their messages come again after a restart.
 -define(BATCH, 500).
 -define(NOTES, 200).
 -define(REQUESTS, 256).
@@ -151,8 +151,8 @@ finish(State, Until) ->
 %% Internal
 %%--------------------------------------------------------------------
 
-wait(_Owner, _Ids, _Count, _Linger, #state{count = Count} = State) when Count >= ?KEPT ->
-    emqx_redis_plugin_stats:count(acks_dropped),
+wait(_Owner, _Ids, Count, _Linger, #state{count = Kept} = State) when Kept >= ?KEPT ->
+    emqx_redis_plugin_stats:count(acks_dropped, Count),
     State;
 wait(Owner, Ids, Count, Linger, #state{waiting = Waiting} = State) ->
     NewWaiting = maps:update_with(Owner, fun(Known) -> Ids ++ Known end, Ids, Waiting),

@@ -11,7 +11,7 @@
 %% publishers find the client.
 -module(emqx_redis_client_session).
 
--export([connecting/1, expected/0]).
+-export([connecting/1, expected/0, found/1]).
 -export([created/2, resumed/2, adopt/4, backlog_found/1]).
 -export([subscribing/2, subscribed/2, unsubscribed/1, confirm_subscriptions/0]).
 -export([disconnected/1, ended/0, discard_stored/1, refresh/0, rewrite/0, lost/1]).
@@ -45,10 +45,11 @@
     unconfirmed := [filter()],
     %% Filters that are unsubscribed from, and may be known to publishers yet.
     gone := [filter()],
-    %% The packet ids to come, where they are known, and those of messages that are under way.
+    %% The packet ids to come.
     packet_ids := emqx_redis_packet_ids:state(),
     %% Whether these are the very ids that EMQX gives out, or only ahead of them.
     exact_ids := boolean(),
+    %% The packet ids of messages that are under way.
     sent := #{emqx_redis_message:message_id() => 1..65535},
     backlog := emqx_redis_backlog:state() | none
 }.
@@ -76,8 +77,16 @@ connecting(ConnInfo) ->
     _ = put(?CONNECTING, Kept),
     ok.
 
--spec expected() -> emqx_redis_broker:conn_info() | undefined.
+%% What was kept of it, until its session is open.
+-spec expected() -> map() | undefined.
 expected() -> get(?CONNECTING).
+
+%% Its session was found: `live' (the channel that has it), or `restored' (the epoch, what Redis had, and what
+%% its stand-in answered).
+-spec found(map()) -> ok.
+found(Session) ->
+    _ = put(?CONNECTING, maps:merge(expected(), Session)),
+    ok.
 
 %% The session is new: claims it, writes it, and takes away what an earlier one has left.
 -spec created(emqx_redis_broker:client_info(), map()) -> ok | {error, term()}.
@@ -143,8 +152,7 @@ discard_stored(ClientId) ->
             Error
     end.
 
-%% The session goes on: restored from Redis (then `Restored' says how it was claimed), or taken over from
-%% another channel.
+%% The session goes on: restored from Redis, or taken over from another channel.
 -spec resumed(emqx_redis_broker:client_info(), map()) -> ok | {error, term()}.
 resumed(#{clientid := ClientId}, SessionInfo) ->
     case erase(?CONNECTING) of
@@ -428,7 +436,7 @@ subscribing(TopicFilters, #{stored := Stored} = State) ->
                 unconfirmed := lists:usort(
                     maps:get(unconfirmed, State) ++ (maps:keys(Changed) -- maps:keys(Known))
                 ),
-                gone := maps:get(gone, State, []) -- maps:keys(Changed),
+                gone := maps:get(gone, State) -- maps:keys(Changed),
                 dirty := true
             }),
             case maybe_all([fun() -> save(Next) end, fun() -> add_and_sync(Next, Changed) end]) of
@@ -470,7 +478,7 @@ unsubscribed(Filter) ->
 
 forget(Filters, #{client_id := ClientId, stored := Stored} = State) ->
     Left = maps:without(Filters, maps:get(subscriptions, Stored)),
-    Gone = lists:usort(Filters ++ maps:get(gone, State, [])),
+    Gone = lists:usort(Filters ++ maps:get(gone, State)),
     Next = keep(State#{stored := Stored#{subscriptions := Left}, gone := Gone, dirty := true}),
     maybe_all([fun() -> save(Next) end, fun() -> delete_gone(ClientId) end]).
 

@@ -1,5 +1,5 @@
-%% Sessions in Redis that have ended, and could not be deleted since Redis was away: their clients began
-%% anew, without a persistent session. They are deleted when Redis is back.
+%% Sessions in Redis that have ended (their clients began anew without a persistent session, or they expired
+%% or were ended), and could not be deleted since Redis was away. They are deleted when Redis is back.
 -module(emqx_redis_discards).
 
 -behaviour(gen_server).
@@ -18,7 +18,7 @@
 -spec start_link() -> gen_server:start_ret().
 start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 
-%% The client has begun anew just now.
+%% The client's session has ended just now.
 -spec later(client_id()) -> ok.
 later(ClientId) -> gen_server:cast(?MODULE, {later, ClientId, erlang:system_time(millisecond)}).
 

@@ -7,7 +7,7 @@
 
 -behaviour(gen_server).
 
--export([start_link/0, joined/1, hold/4, release/3, look/0]).
+-export([start_link/0, joined/1, hold/4, release/3]).
 -export([held/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
@@ -36,7 +36,6 @@ joined(Group) ->
     end.
 
 %% Looks soon whether messages have lost their member.
--spec look() -> ok.
 look() -> gen_server:cast(?MODULE, look).
 
 %% A member of this node has the message: a client, whichever process its session is in, or a process.

@@ -9,7 +9,6 @@
 
 -type client_id() :: emqx_redis_session:client_id().
 
--define(CONNECTING, emqx_redis_connecting).
 -define(LOCK, emqx_redis_connect_lock).
 %% How long others of the same client id may take to connect, a node to answer, its registry to
 %% learn of a channel, and a session to be read and built.
@@ -18,11 +17,10 @@
 -define(REGISTRY_TIMEOUT, 2000).
 -define(BUILD_TIMEOUT, 10000).
 
-%% Leaves in the process dictionary what `emqx_redis_client_session' needs to know when EMQX has opened the
-%% session.
+%% Tells `emqx_redis_client_session' what it needs to know when EMQX has opened the session.
 -spec find(emqx_redis_broker:client_info()) -> ok | {error, term()}.
 find(ClientInfo) ->
-    case get(?CONNECTING) of
+    case emqx_redis_client_session:expected() of
         %% Nothing is kept, and nothing is looked for.
         #{clean_start := true, expiry_interval := 0} -> ok;
         #{clean_start := CleanStart} = Connecting -> find(ClientInfo, CleanStart, Connecting);
@@ -59,16 +57,16 @@ find_locked(#{clientid := ClientId} = ClientInfo, false, Connecting) ->
 
 find_stored(#{clientid := ClientId} = ClientInfo, Connecting) ->
     case emqx_redis_session:load_session(ClientId) of
-        {ok, #{node := Owner} = Stored} ->
+        {ok, #{node := Owner}} ->
             Known = emqx_redis_broker:lookup_channels(ClientId),
             Live = live_channels(ClientId, lists:usort([Owner | nodes_of(Known)])),
             forget(ClientId, Known -- Live),
             case Live of
                 [] ->
-                    restore(ClientInfo, Stored, Connecting);
+                    restore(ClientInfo, Connecting);
                 _ ->
                     Pid = lists:last(Live),
-                    _ = put(?CONNECTING, Connecting#{live => Pid}),
+                    ok = emqx_redis_client_session:found(#{live => Pid}),
                     await_registered(ClientId, Pid, ?REGISTRY_TIMEOUT)
             end;
         {error, not_found} ->
@@ -120,13 +118,12 @@ await_registered(ClientId, Pid, Left) ->
             await_registered(ClientId, Pid, Left - 20)
     end.
 
-restore(#{clientid := ClientId} = ClientInfo, _Seen, Connecting) ->
+restore(#{clientid := ClientId} = ClientInfo, Connecting) ->
     case emqx_redis_session:claim_session(ClientId, #{}) of
         {ok, #{epoch := Epoch, session := #{subscriptions := _} = Stored}} ->
             case emqx_redis_restored_channel:start(ClientInfo, Connecting, {Epoch, Stored}, ?BUILD_TIMEOUT) of
                 {ok, Known} ->
-                    _ = put(?CONNECTING, Connecting#{restored => {Epoch, Stored, Known}}),
-                    ok;
+                    emqx_redis_client_session:found(#{restored => {Epoch, Stored, Known}});
                 {error, _} = Error ->
                     Error
             end;

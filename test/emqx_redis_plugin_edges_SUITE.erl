@@ -7,11 +7,11 @@
 
 -include_lib("stdlib/include/assert.hrl").
 
--import(emqx_redis_plugin_SUITE, [start/2, start_again/1, stop/1, server/1, broker/1, call/4, id/1, id/2]).
--import(emqx_redis_plugin_SUITE, [options/2, connect/2, publisher/1, publish_numbers/4, payloads/1]).
--import(emqx_redis_plugin_SUITE, [receive_all/2, receive_and_ack/2, await/1, await/2, stored_filters/2]).
--import(emqx_redis_plugin_SUITE, [session/1, session/2, ttl/2, stored/1, stored/2, matching/2, cli/2]).
--import(emqx_redis_plugin_SUITE, [keys_of/2, marks/1, await_marks/2, is_available/1]).
+-import(emqx_redis_test_plugin, [start/2, start_again/1, stop/1, server/1, broker/1, call/4, id/1, id/2]).
+-import(emqx_redis_test_plugin, [options/2, connect/2, publisher/1, publish_numbers/4, payloads/1]).
+-import(emqx_redis_test_plugin, [receive_all/2, receive_and_ack/2, await/1, await/2, stored_filters/2]).
+-import(emqx_redis_test_plugin, [session/1, session/2, ttl/2, stored/1, stored/2, matching/2, cli/2]).
+-import(emqx_redis_test_plugin, [keys_of/2, marks/1, await_marks/2, is_available/1]).
 
 -define(SERVER, emqx_redis_test_server).
 -define(NODE, emqx_redis_broker_node).

@@ -40,6 +40,7 @@ groups() ->
             hooks_of_an_end,
             hooks_refuse,
             messages_to_a_channel,
+            what_a_session_holds,
             a_foreign_channel_is_taken_over,
             a_message_of_a_group_goes_to_one_member,
             an_expired_message_is_dropped
@@ -672,6 +673,32 @@ handle_info_hook(_ClientInfo, {contract, deliver}, Acc) ->
     {ok, Acc#{deliver := [{deliver, <<"hook">>, Message}]}};
 handle_info_hook(_ClientInfo, _Message, _Acc) ->
     ok.
+
+%% What is sent and not acknowledged, and what is queued behind it.
+what_a_session_holds(Config) ->
+    {C, _} = connect(Config, #{expiry => 60, acks => manual, receive_maximum => 2}),
+    1 = ?CLIENT:subscribe(C, <<"holds/1">>, 1),
+    Other = id(Config, <<"publisher">>),
+    {P, _} = connect(Config, #{client_id => Other}),
+    [{ok, 0} = ?CLIENT:publish(P, <<"holds/1">>, <<N>>, #{qos => 1}) || N <- "abcd"],
+    [First, _] = ?CLIENT:receive_messages(C, 2),
+    [Pid] = channel(Config),
+    Held = fun(Id, Channel) -> call(Config, ?BROKER, held_messages, [Id, Channel, 5000]) end,
+    Payloads = fun() ->
+        {ok, Messages} = Held(id(Config), Pid),
+        [maps:get(payload, to_map(Config, Message)) || Message <- Messages]
+    end,
+    ?assertEqual([<<"a">>, <<"b">>, <<"c">>, <<"d">>], Payloads()),
+    ok = ?CLIENT:ack(C, First),
+    [_] = ?CLIENT:receive_messages(C, 1),
+    ?assertEqual([<<"b">>, <<"c">>, <<"d">>], Payloads()),
+    ok = ?CLIENT:drop(C),
+    State = fun() -> maps:get(conn_state, call(Config, ?BROKER, channel_info, [id(Config), Pid])) end,
+    await(disconnected, State),
+    ?assertEqual([<<"b">>, <<"c">>, <<"d">>], Payloads()),
+    [Idle] = channel(Config, Other),
+    ?assertEqual({ok, []}, Held(Other, Idle)),
+    ?assertMatch({error, _}, Held(id(Config, <<"nobody">>), Pid)).
 
 %% As the plugin's own: it holds a session for a client that is to come.
 a_foreign_channel_is_taken_over(Config) ->

@@ -21,6 +21,9 @@ adopt_unkept(#{clientid := ClientId} = ClientInfo) ->
         ->
             adopt(ClientInfo, ConnInfo, SessionInfo);
         _ ->
+            %% It may be a member of shared groups.
+            Filters = [Filter || {Filter, _} <- emqx_redis_broker:subscriptions(self())],
+            lists:any(fun is_tuple/1, Filters) andalso emqx_redis_reconcile:group_member(ClientId, self()),
             ok
     end.
 
@@ -30,23 +33,29 @@ adopt(#{clientid := ClientId} = ClientInfo, #{expiry_interval := Expiry} = ConnI
         subscriptions => Subscribed,
         created_at => maps:get(created_at, SessionInfo, erlang:system_time(millisecond))
     },
-    %% Of a session that was kept before the plugin was stopped and started again EMQX has all messages in
-    %% memory.
-    WasKept = emqx_redis_client_session:current() =/= undefined,
+    %% It was kept by the plugin before that was stopped and started again, and had all that Redis had.
+    WasWhole = emqx_redis_client_session:is_whole(),
     case emqx_redis_client_session:adopt(ClientId, Expiry, Info, #{}) of
-        {ok, _} when WasKept ->
-            ok;
+        {ok, undefined} ->
+            emqx_redis_client_session:compare(keep);
+        {ok, _} when WasWhole ->
+            %% What it has no more was acknowledged meanwhile.
+            emqx_redis_client_session:compare(remove);
         {ok, #{subscriptions := Old}} when not map_get(clean_start, ConnInfo) ->
             subscribe_again(ClientInfo, Old, Subscribed),
-            read_backlog(ClientInfo, ConnInfo, Old);
+            emqx_redis_client_session:compare(ClientInfo, ConnInfo);
         {ok, #{}} ->
-            %% It began anew: nothing of the old one is to be seen again.
-            #{epoch := Epoch} = emqx_redis_client_session:current(),
-            emqx_redis_message:delete_messages(ClientId, #{epoch => Epoch});
-        {ok, undefined} ->
-            ok;
+            begin_anew(ClientId);
         {error, _} = Error ->
             Error
+    end.
+
+%% Nothing of the old session is to be seen again.
+begin_anew(ClientId) ->
+    #{epoch := Epoch} = emqx_redis_client_session:current(),
+    case emqx_redis_message:delete_messages(ClientId, #{epoch => Epoch}) of
+        ok -> emqx_redis_client_session:compare(keep);
+        {error, _} = Error -> Error
     end.
 
 %% What the broker knows is true now; the options are those of the session, where it has told them yet. The
@@ -68,17 +77,3 @@ subscribe_again(ClientInfo, Old, Subscribed) ->
     ],
     Missing =:= [] orelse (self() ! {subscribe, Missing}),
     ok.
-
-read_backlog(#{clientid := ClientId} = ClientInfo, ConnInfo, Subscriptions) ->
-    Window = maps:get(receive_maximum, ConnInfo, 32),
-    MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
-    #{epoch := Epoch, sent := Sent} = emqx_redis_client_session:current(),
-    Owner = {ClientId, Epoch},
-    case emqx_redis_backlog:first_page(Owner, Subscriptions, Sent, Window, MaxQueue) of
-        {ok, Deliveries, Backlog} ->
-            _ = [self() ! Delivery || Delivery <- Deliveries],
-            emqx_redis_backlog:is_done(Backlog) orelse emqx_redis_client_session:backlog_found(Backlog),
-            ok;
-        {error, _} = Error ->
-            Error
-    end.

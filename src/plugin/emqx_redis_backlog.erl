@@ -9,7 +9,8 @@
 %% All functions run in the process of the client's channel, or of the restored one that stands in for it.
 -module(emqx_redis_backlog).
 
--export([first_page/5, is_refused/2, completed/2, load/4, go_on/1, is_done/1, handed_over/2]).
+-export([first_page/5, is_refused/2, completed/2, load/4, go_on/1, handed_over/2]).
+-export([unknown/2, is_unknown/1, held/2]).
 -export([set_stored/2, is_marked/1]).
 
 -export_type([state/0]).
@@ -26,7 +27,9 @@
     low := non_neg_integer(),
     page := pos_integer(),
     %% The next page is not asked for before that, in milliseconds of the monotonic clock.
-    not_before := integer()
+    not_before := integer(),
+    %% What has left the session while it is not known what that holds, see `unknown/2'.
+    left := #{emqx_redis_message:message_id() => []} | none
 }.
 
 %% Marks what comes from here among what is delivered, and what a publisher has stored for clients.
@@ -45,26 +48,44 @@
     MaxQueue :: non_neg_integer() | infinity
 ) -> {ok, [emqx_redis_broker:delivery()], state()} | {error, term()}.
 first_page(Owner, Subscriptions, Sent, Window, MaxQueue) ->
-    Queue =
-        case MaxQueue of
-            infinity -> 2 * ?LARGEST_PAGE;
-            0 -> 2 * ?LARGEST_PAGE;
-            _ -> min(MaxQueue, 2 * ?LARGEST_PAGE)
-        end,
-    Page = max(1, Queue div 2),
-    State = #{
-        known => #{},
-        more => true,
-        low => low(Window, Page),
-        page => Page,
-        not_before => erlang:monotonic_time(millisecond)
-    },
+    #{page := Page} = State = new(Window, MaxQueue),
     case Window of
         %% Nothing ever waits in such a session: all of it goes out at once.
         0 -> read_all(Owner, Subscriptions, Sent, State, []);
         %% All of it stands in the queue at first.
-        _ -> read(Owner, Subscriptions, Sent, State, min(Window + Page, Queue))
+        _ -> read(Owner, Subscriptions, Sent, State, min(Window + Page, queue(MaxQueue)))
     end.
+
+new(Window, MaxQueue) ->
+    Page = max(1, queue(MaxQueue) div 2),
+    #{
+        known => #{},
+        more => true,
+        low => low(Window, Page),
+        page => Page,
+        not_before => erlang:monotonic_time(millisecond),
+        left => none
+    }.
+
+queue(infinity) -> 2 * ?LARGEST_PAGE;
+queue(0) -> 2 * ?LARGEST_PAGE;
+queue(MaxQueue) -> min(MaxQueue, 2 * ?LARGEST_PAGE).
+
+%% Of a session that EMQX has, and of which nobody here knows what it holds: nothing is read until `held/2'
+%% says so, and until then what is stored and finds the window full stays in Redis alone.
+-spec unknown(Window :: non_neg_integer(), MaxQueue :: non_neg_integer() | infinity) -> state().
+unknown(Window, MaxQueue) -> (new(Window, MaxQueue))#{left := #{}}.
+
+-spec is_unknown(state() | none) -> boolean().
+is_unknown(#{left := #{}}) -> true;
+is_unknown(_) -> false.
+
+%% The session holds those, or did some moments ago.
+-spec held([emqx_redis_message:message_id()], state()) -> state().
+held(Ids, #{left := #{} = Left} = State) ->
+    State#{known := maps:without(maps:keys(Left), maps:from_keys(Ids, [])), left := none};
+held(_Ids, State) ->
+    State.
 
 %% Above the window, so that live messages find it full.
 low(Window, Page) -> Window + Page div 2.
@@ -170,6 +191,8 @@ is_refused(Message, #{known := Known, more := More}) ->
 
 %% A message has left the session: it was acknowledged, or dropped. `load': it is time for the next page.
 -spec completed(emqx_redis_message:message_id(), state()) -> {wait | load | done, state()}.
+completed(Id, #{left := #{} = Left} = State) ->
+    {wait, State#{left := Left#{Id => []}}};
 completed(Id, #{known := Known, more := More, low := Low} = State) ->
     Left = maps:remove(Id, Known),
     Next = State#{known := Left},
@@ -189,6 +212,8 @@ due(#{not_before := NotBefore}) ->
 %% those that came meanwhile and are in the page are dropped, the others stand behind it. `Sent': what is
 %% under way already.
 -spec load(owner(), subscriptions(), #{emqx_redis_message:message_id() => term()}, state()) -> state().
+load(_Owner, _Subscriptions, _Sent, #{left := #{}} = State) ->
+    State;
 load({ClientId, _} = Owner, Subscriptions, Sent, #{page := Page} = State) ->
     case emqx_redis_availability:is_available() andalso emqx_redis_acks:flush(ClientId) of
         ok ->
@@ -205,15 +230,11 @@ load({ClientId, _} = Owner, Subscriptions, Sent, #{page := Page} = State) ->
 
 %% Nothing that the session has been given is to be acknowledged, and so brings the next page.
 -spec go_on(state() | none) -> state() | none.
-go_on(#{known := Known, more := true} = State) when map_size(Known) =:= 0 ->
+go_on(#{known := Known, more := true, left := none} = State) when map_size(Known) =:= 0 ->
     self() ! {emqx_redis_storage, load_backlog},
     State;
 go_on(State) ->
     State.
-
-%% Whether the session has all of it, and nothing of it is to be acknowledged.
--spec is_done(state()) -> boolean().
-is_done(#{known := Known, more := More}) -> not More andalso map_size(Known) =:= 0.
 
 %% The channel's process is told to try again, see `emqx_redis_hooks'.
 later(State) ->

@@ -9,7 +9,7 @@
 -export([plugin_config/0]).
 -export([register_command/2, unregister_command/1]).
 -export([activate_alarm/3, deactivate_alarm/1]).
--export([message_id/1, qos/1, is_dup/1]).
+-export([message_id/1, qos/1, is_dup/1, published_at/1]).
 -export([topic/1, from/1, header/3, set_header/3, message_to_map/1, message_from_map/1]).
 -export([has_route/2, is_match/2, filter_to_binary/1, filter_from_binary/1, mount/2, unmount/2]).
 -export([zone_setting/3]).
@@ -18,7 +18,7 @@
 -export([take_over/1, enrich/3, enqueue/3, into_inflight/3, received/2]).
 -export([register_channel/4, unregister_channel/1, forget_channel/2]).
 -export([unlock/1, is_channel/1]).
--export([lookup_channels/1, all_channels/0, channel_info/2]).
+-export([lookup_channels/1, all_channels/0, channel_info/2, held_messages/3]).
 -export([drain_deliveries/0, redispatch/3, group/1]).
 
 -export_type([message/0, delivery/0, session/0, client_info/0, conn_info/0, topic_filter/0]).
@@ -33,6 +33,10 @@
 -type conn_info() :: #{atom() => term()}.
 %% As EMQX has it within: a shared one is a record.
 -type topic_filter() :: binary() | {share, Group :: binary(), Filter :: binary()}.
+
+-define(HELD, [mqueue_msgs, inflight_msgs]).
+%% More than any session holds.
+-define(ALL, 16#FFFFFFF).
 
 %% Whether this VM is a broker, rather than a shell or a test.
 -spec is_running() -> boolean().
@@ -120,6 +124,10 @@ qos(Message) -> call(emqx_message, qos, [Message]).
 
 -spec is_dup(message()) -> boolean().
 is_dup(Message) -> call(emqx_message, get_flag, [dup, Message, false]).
+
+%% In milliseconds, by the clock of the publisher's node.
+-spec published_at(message()) -> integer().
+published_at(Message) -> call(emqx_message, timestamp, [Message]).
 
 -spec topic(message()) -> binary().
 topic(Message) -> call(emqx_message, topic, [Message]).
@@ -301,6 +309,27 @@ all_channels() -> call(emqx_cm, all_channels, []).
 %% What a channel of this node last said of itself.
 -spec channel_info(binary(), pid()) -> map() | undefined.
 channel_info(ClientId, Pid) -> call(emqx_cm, do_get_chan_info, [ClientId, Pid]).
+
+%% What the session of a channel of this node holds, in the order in which it goes out: sent and not
+%% acknowledged, then queued. Never of the calling process. From the queue first, so that a message that
+%% goes from there is not missed.
+-spec held_messages(binary(), pid(), timeout()) -> {ok, [message()]} | {error, term()}.
+held_messages(ClientId, Pid, Timeout) ->
+    case channel_info(ClientId, Pid) of
+        #{conninfo := #{conn_mod := Module}} ->
+            try [call(Module, call, [Pid, {Which, #{limit => ?ALL}}, Timeout]) || Which <- ?HELD] of
+                [{Queued, _}, {Sent, _}] -> {ok, Sent ++ without(Sent, Queued)};
+                Other -> {error, {no_messages, Other}}
+            catch
+                exit:Reason -> {error, Reason}
+            end;
+        _ ->
+            {error, no_channel}
+    end.
+
+without(Sent, Queued) ->
+    Ids = maps:from_keys([message_id(Message) || Message <- Sent], []),
+    [Message || Message <- Queued, not is_map_key(message_id(Message), Ids)].
 
 %% Hands the message to a member of the shared group.
 -spec redispatch(Group :: binary(), Filter :: binary(), message()) -> ok.

@@ -12,11 +12,11 @@
 -module(emqx_redis_client_session).
 
 -export([connecting/1, expected/0, found/1]).
--export([created/2, resumed/2, adopt/4, backlog_found/1]).
+-export([created/2, resumed/2, adopt/4, known/1, compare/1, compare/2, held/1]).
 -export([subscribing/2, subscribed/2, unsubscribed/1, confirm_subscriptions/0]).
 -export([disconnected/1, ended/0, discard_stored/1, refresh/0, rewrite/0, lost/1]).
 -export([delivered/3, received/1, completed/1, forget_sent/1]).
--export([load_backlog/0, current/0, is_kept/0, begin_run/0]).
+-export([load_backlog/0, current/0, is_kept/0, is_whole/0, begin_run/0, end_run/0]).
 
 -export_type([state/0, stored/0]).
 
@@ -34,7 +34,7 @@
 }.
 -type state() :: #{
     %% Which run of the plugin it is of.
-    run := integer(),
+    run := integer() | none,
     client_id := client_id(),
     epoch := emqx_redis_session:epoch(),
     stored := stored(),
@@ -154,10 +154,10 @@ discard_stored(ClientId) ->
 
 %% The session goes on: restored from Redis, or taken over from another channel.
 -spec resumed(emqx_redis_broker:client_info(), map()) -> ok | {error, term()}.
-resumed(#{clientid := ClientId}, SessionInfo) ->
+resumed(ClientInfo, SessionInfo) ->
     case erase(?CONNECTING) of
         undefined -> {error, overtaken};
-        Connecting -> go_on(resume(ClientId, Connecting, SessionInfo))
+        Connecting -> go_on(resume(ClientInfo, Connecting, SessionInfo))
     end.
 
 go_on(ok) ->
@@ -167,7 +167,7 @@ go_on(ok) ->
 go_on({error, _} = Error) ->
     Error.
 
-resume(ClientId, #{expiry_interval := Expiry} = Connecting, SessionInfo) ->
+resume(#{clientid := ClientId} = ClientInfo, #{expiry_interval := Expiry} = Connecting, SessionInfo) ->
     emqx_redis_discards:cancel(ClientId),
     case maps:get(restored, Connecting, none) of
         {Epoch, Stored, #{backlog := _, sent := _, packet_ids := Ids} = Restored} ->
@@ -180,40 +180,78 @@ resume(ClientId, #{expiry_interval := Expiry} = Connecting, SessionInfo) ->
             },
             save(maps:merge(new(ClientId, Epoch, Next), Restored));
         none ->
-            Window = maps:get(receive_maximum, Connecting, 0),
-            Known = hand_over(ClientId, maps:get(live, Connecting, none), Window),
-            take_over(ClientId, Expiry, SessionInfo, Known)
+            Known = hand_over(ClientId, maps:get(live, Connecting, none)),
+            take_over(ClientInfo, Connecting, SessionInfo, Known)
     end.
 
 %% What the channel that is taken over has on its way to Redis must be there before its epoch ends; and what
 %% it knows of the session beside what EMQX hands over is read from its process.
-hand_over(_ClientId, none, _Window) ->
+hand_over(_ClientId, none) ->
     #{};
-hand_over(ClientId, Pid, Window) ->
+hand_over(ClientId, Pid) ->
     _ = emqx_redis_acks:flush(node(Pid), ClientId),
-    try erpc:call(node(Pid), erlang, process_info, [Pid, dictionary], ?NODE_TIMEOUT) of
+    try
+        erpc:call(node(Pid), ?MODULE, known, [Pid], ?NODE_TIMEOUT)
+    catch
+        %% It is gone, or has another version.
+        error:{Class, _} when Class =:= erpc -> #{};
+        error:{exception, undef, _} -> #{}
+    end.
+
+%% What a channel of this node knows of its session beside EMQX; nothing, where the plugin was away meanwhile.
+-spec known(pid()) -> map().
+known(Pid) ->
+    case process_info(Pid, dictionary) of
         {dictionary, Dictionary} ->
             case lists:keyfind(?SESSION, 1, Dictionary) of
-                {_, #{backlog := Backlog, connected := IsConnected} = Known} ->
-                    Kept = maps:with([sent, packet_ids], Known),
+                {_, #{run := Run, connected := IsConnected, exact_ids := IsExact} = Known} ->
                     %% One whose client is still there may have gone on after it handed the session over.
-                    Kept#{
-                        backlog => emqx_redis_backlog:handed_over(Backlog, Window),
-                        exact_ids => maps:get(exact_ids, Known, false) andalso not IsConnected
-                    };
+                    Kept = maps:with([sent, packet_ids, backlog], Known),
+                    Whole = Kept#{exact_ids => IsExact andalso not IsConnected},
+                    maps:from_list([Each || Run =:= run(), Each <- maps:to_list(Whole)]);
                 _ ->
                     #{}
             end;
         undefined ->
             #{}
-    catch
-        error:{erpc, _} -> #{}
     end.
 
-take_over(ClientId, Expiry, SessionInfo, Known) ->
-    case adopt(ClientId, Expiry, SessionInfo, Known) of
-        {ok, _} -> ok;
-        {error, _} = Error -> Error
+take_over(#{clientid := ClientId} = ClientInfo, Connecting, SessionInfo, Known) ->
+    #{expiry_interval := Expiry} = Connecting,
+    Window = maps:get(receive_maximum, Connecting, 0),
+    Backlog = emqx_redis_backlog:handed_over(maps:get(backlog, Known, none), Window),
+    case adopt(ClientId, Expiry, SessionInfo, Known#{backlog => Backlog}) of
+        {ok, _} ->
+            IsKnown = map_size(Known) > 0 andalso not emqx_redis_backlog:is_unknown(Backlog),
+            IsKnown orelse compare(ClientInfo, Connecting),
+            ok;
+        {error, _} = Error ->
+            Error
+    end.
+
+%% Nobody knows whether what EMQX holds of the session is what Redis has.
+-spec compare(emqx_redis_broker:client_info(), emqx_redis_broker:conn_info()) -> ok.
+compare(ClientInfo, ConnInfo) ->
+    Window = maps:get(receive_maximum, ConnInfo, 32),
+    MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
+    _ = keep((current())#{backlog := emqx_redis_backlog:unknown(Window, MaxQueue)}),
+    compare(deliver).
+
+%% What only Redis has is to become that.
+-spec compare(emqx_redis_reconcile:surplus()) -> ok.
+compare(Surplus) ->
+    #{client_id := ClientId, epoch := Epoch} = current(),
+    emqx_redis_reconcile:session(ClientId, Epoch, Surplus).
+
+%% The session holds those messages, and Redis has them too.
+-spec held([emqx_redis_message:message_id()]) -> ok.
+held(MessageIds) ->
+    case current() of
+        #{backlog := #{} = Backlog} = State ->
+            _ = keep(State#{backlog := emqx_redis_backlog:held(MessageIds, Backlog)}),
+            load_backlog();
+        _ ->
+            ok
     end.
 
 %% Writes a session that EMQX has as it is, and answers what Redis had: `undefined' where there was none.
@@ -270,7 +308,7 @@ instance(_, Epoch) -> Epoch.
 new(ClientId, Epoch, #{subscriptions := Subscriptions} = Stored) ->
     join_groups(Subscriptions),
     State = #{
-        run => persistent_term:get(?RUN),
+        run => run(),
         client_id => ClientId,
         epoch => Epoch,
         stored => Stored,
@@ -311,13 +349,30 @@ current() -> get(?SESSION).
 -spec is_kept() -> boolean().
 is_kept() ->
     case current() of
-        #{run := Run} -> Run =:= persistent_term:get(?RUN);
+        #{run := Run} -> Run =:= run();
         _ -> false
     end.
+
+%% Whether the session has been handed all that Redis had for it, as far as this process was told.
+-spec is_whole() -> boolean().
+is_whole() ->
+    case current() of
+        #{backlog := #{more := true}} -> false;
+        #{} -> true;
+        undefined -> false
+    end.
+
+run() -> persistent_term:get(?RUN, none).
 
 %% The plugin starts.
 -spec begin_run() -> ok.
 begin_run() -> persistent_term:put(?RUN, erlang:unique_integer()).
+
+%% It is stopped, and misses from now on what becomes of sessions.
+-spec end_run() -> ok.
+end_run() ->
+    _ = persistent_term:erase(?RUN),
+    ok.
 
 %%--------------------------------------------------------------------
 %% Messages on their way to the client
@@ -393,17 +448,6 @@ load_page(#{client_id := ClientId, epoch := Epoch, stored := Stored, sent := Sen
     #{backlog := Backlog} = State,
     Next = emqx_redis_backlog:load({ClientId, Epoch}, Subscriptions, Sent, Backlog),
     keep(State#{backlog := Next}).
-
-%% There are messages in Redis that the session does not have.
--spec backlog_found(emqx_redis_backlog:state()) -> ok.
-backlog_found(Backlog) ->
-    case current() of
-        undefined ->
-            ok;
-        State ->
-            _ = keep(State#{backlog := emqx_redis_backlog:go_on(Backlog)}),
-            ok
-    end.
 
 %% After Redis was away: the next page, if it is yet to come.
 -spec load_backlog() -> ok.
@@ -617,7 +661,10 @@ rewrite() ->
             ok;
         State ->
             _ = keep(State#{dirty := true}),
-            refresh()
+            case refresh() of
+                ok -> compare(keep);
+                {error, _} = Error -> Error
+            end
     end.
 
 %% Another node has the session: this process writes nothing any more, and its connection ends.

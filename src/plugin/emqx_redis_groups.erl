@@ -7,7 +7,7 @@
 
 -behaviour(gen_server).
 
--export([start_link/0, joined/1, hold/4, release/3]).
+-export([start_link/0, joined/1, hold/2, release/3, look/0]).
 -export([held/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
@@ -36,15 +36,21 @@ joined(Group) ->
     end.
 
 %% Looks soon whether messages have lost their member.
+-spec look() -> ok.
 look() -> gen_server:cast(?MODULE, look).
 
-%% A member of this node has the message: a client, whichever process its session is in, or a process.
--spec hold(Group :: binary(), Filter :: binary(), emqx_redis_message:message_id(), binary() | pid()) ->
-    ok.
-hold(Group, Filter, MessageId, Member) ->
-    Key = {{Group, Filter}, MessageId},
-    true = ets:insert(?HELD, {Key, Member, erlang:monotonic_time(second)}),
-    ok.
+%% A member of this node has the message: a client, whichever process its session is in, or a process. One
+%% that is not stored for a group is none of this module's.
+-spec hold(Member :: binary() | pid(), emqx_redis_broker:message()) -> ok.
+hold(Member, Message) ->
+    case emqx_redis_publish:is_groups(Message) andalso emqx_redis_broker:group(Message) of
+        {_, _} = Group ->
+            Key = {Group, emqx_redis_broker:message_id(Message)},
+            true = ets:insert(?HELD, {Key, Member, erlang:monotonic_time(second)}),
+            ok;
+        _ ->
+            ok
+    end.
 
 %% It is done with.
 -spec release(Group :: binary(), Filter :: binary(), emqx_redis_message:message_id()) -> ok.
@@ -52,9 +58,14 @@ release(Group, Filter, MessageId) ->
     true = ets:delete(?HELD, {{Group, Filter}, MessageId}),
     ok.
 
-%% Which of the messages members of this node hold: asked by other nodes.
+%% Which of the messages members of this node hold: asked by other nodes. Until it is known, they may hold
+%% any.
 -spec held(group(), [emqx_redis_message:message_id()]) -> [emqx_redis_message:message_id()].
-held(Group, MessageIds) -> [Id || Id <- MessageIds, is_held(ets:lookup(?HELD, {Group, Id}))].
+held(Group, MessageIds) ->
+    case emqx_redis_reconcile:is_settled() of
+        true -> [Id || Id <- MessageIds, is_held(ets:lookup(?HELD, {Group, Id}))];
+        false -> MessageIds
+    end.
 
 is_held([{_, Pid, _}]) when is_pid(Pid) -> is_process_alive(Pid);
 is_held([{_, ClientId, _}]) -> emqx_redis_broker:lookup_channels(ClientId) =/= [];

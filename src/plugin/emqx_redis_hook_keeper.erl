@@ -9,6 +9,8 @@
 
 -define(RETRY, 20).
 -define(ADOPT_AGAIN, 5000).
+%% How long a channel may take to hear of it.
+-define(HEARD_AFTER, 1000).
 %% So many channels are asked at a time, with so many milliseconds between.
 -define(SLICE, 100).
 -define(PAUSE, 20).
@@ -40,7 +42,11 @@ handle_info(retry, none) -> register_hooks();
 handle_info(adopt_again, Monitor) ->
     adopt_all(),
     {noreply, Monitor};
+handle_info(all_told, Monitor) ->
+    emqx_redis_reconcile:all_told(),
+    {noreply, Monitor};
 handle_info({adopt, []}, Monitor) ->
+    _ = erlang:send_after(?HEARD_AFTER, self(), all_told),
     {noreply, Monitor};
 handle_info({adopt, Channels}, Monitor) ->
     {Some, Others} = lists:split(min(?SLICE, length(Channels)), Channels),

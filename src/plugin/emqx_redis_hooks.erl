@@ -243,7 +243,7 @@ on_delivered(#{clientid := ClientId}, Message) ->
             IsOwn = emqx_redis_broker:group(Message) =:= none,
             Id = emqx_redis_broker:message_id(Message),
             emqx_redis_client_session:delivered(Id, IsOwn, emqx_redis_broker:is_dup(Message)),
-            IsOwn orelse hold(ClientId, Message),
+            IsOwn orelse emqx_redis_groups:hold(ClientId, Message),
             ok
     end.
 
@@ -289,15 +289,6 @@ left_group(Group, Filter, Id) ->
     emqx_redis_groups:release(Group, Filter, Id),
     emqx_redis_acks:ack(emqx_redis_stored_message:group_queue(Group, Filter), undefined, Id).
 
-%% A member of a shared group has the message now.
-hold(Member, Message) ->
-    case emqx_redis_publish:is_groups(Message) andalso emqx_redis_broker:group(Message) of
-        {Group, Filter} ->
-            emqx_redis_groups:hold(Group, Filter, emqx_redis_broker:message_id(Message), Member);
-        _ ->
-            ok
-    end.
-
 -spec on_nack(message(), boolean()) -> ok | {stop, true}.
 on_nack(Message, _Nacked) ->
     case emqx_redis_client_session:current() of
@@ -306,12 +297,10 @@ on_nack(Message, _Nacked) ->
                 true ->
                     {stop, true};
                 false ->
-                    hold(ClientId, Message),
-                    ok
+                    emqx_redis_groups:hold(ClientId, Message)
             end;
         undefined ->
-            hold(self(), Message),
-            ok
+            emqx_redis_groups:hold(self(), Message)
     end.
 
 %%--------------------------------------------------------------------
@@ -329,6 +318,8 @@ on_handle_info(_ClientInfo, {emqx_redis_storage, refresh}, _Acc) ->
     or_note("write the session again", fun emqx_redis_client_session:refresh/0);
 on_handle_info(_ClientInfo, {emqx_redis_storage, {lost, Epoch}}, _Acc) ->
     emqx_redis_client_session:lost(Epoch);
+on_handle_info(_ClientInfo, {emqx_redis_storage, {held, Ids}}, _Acc) ->
+    emqx_redis_client_session:held(Ids);
 on_handle_info(_ClientInfo, {emqx_redis_storage, load_backlog}, _Acc) ->
     emqx_redis_client_session:load_backlog();
 on_handle_info(_ClientInfo, _Message, _Acc) ->

@@ -37,11 +37,16 @@ unhook() ->
             _ = supervisor:terminate_child(?MODULE, emqx_redis_hook_keeper),
             emqx_redis_broker:unregister_command(redis_storage),
             ok = emqx_redis_prometheus:deregister(),
-            emqx_redis_broker:is_stopping() orelse emqx_redis_hooks:unregister(),
+            emqx_redis_broker:is_stopping() orelse forget_sessions(),
             ok;
         false ->
             ok
     end.
+
+%% From now on they miss what becomes of their sessions.
+forget_sessions() ->
+    ok = emqx_redis_hooks:unregister(),
+    emqx_redis_client_session:end_run().
 
 -spec change_config(map()) -> ok | {error, binary()}.
 change_config(New) ->
@@ -99,6 +104,7 @@ init(plugin) ->
         emqx_redis_availability,
         emqx_redis_discards,
         emqx_redis_ghosts,
+        emqx_redis_reconcile,
         emqx_redis_groups
     ],
     Workers = [worker(Module) || Module <- Modules],

@@ -5,7 +5,7 @@
 %% broker whose clock is wrong reorders nothing.
 -module(emqx_redis_stored_message).
 
--export([encode/1, decode/1, ttl/1, group_queue/2]).
+-export([encode/1, encode_held/1, decode/1, ttl/1, ttl_left/1, group_queue/2]).
 
 -type message() :: emqx_redis_broker:message().
 
@@ -13,6 +13,20 @@
 encode(Message) ->
     {PublishedAt, Map} = maps:take(timestamp, emqx_redis_broker:message_to_map(Message)),
     Map#{published_at => PublishedAt, headers := headers(maps:get(headers, Map))}.
+
+%% One that a session holds for its client, as it was before that: its place in the queue is given by the
+%% time of its publication, since others were stored after it.
+-spec encode_held(message()) -> emqx_redis_message:message().
+encode_held(Message) ->
+    #{published_at := PublishedAt, headers := Headers, flags := Flags} = Encoded = encode(Message),
+    Plain = maps:map(
+        fun
+            (properties, Properties) -> maps:remove('Subscription-Identifier', Properties);
+            (_, Value) -> Value
+        end,
+        maps:without([deliver_begin_at], Headers)
+    ),
+    Encoded#{timestamp => PublishedAt, headers := Plain, flags := Flags#{dup => false}, extra := #{}}.
 
 %% What stands for this very node and moment has no meaning elsewhere.
 headers(Headers) ->
@@ -41,6 +55,17 @@ ttl(Message) ->
     case emqx_redis_broker:header(properties, Message, #{}) of
         #{'Message-Expiry-Interval' := Seconds} when is_integer(Seconds) -> max(1, Seconds);
         _ -> undefined
+    end.
+
+%% The same for one that was published a while ago; 0 where it has expired.
+-spec ttl_left(message()) -> non_neg_integer() | undefined.
+ttl_left(Message) ->
+    case ttl(Message) of
+        undefined ->
+            undefined;
+        Seconds ->
+            Age = erlang:system_time(millisecond) - emqx_redis_broker:published_at(Message),
+            max(0, Seconds - max(0, Age) div 1000)
     end.
 
 %% The name of the queue of a shared group. No client has it: a client id holds no null character

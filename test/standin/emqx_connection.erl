@@ -438,6 +438,10 @@ channel_call({takeover, 'begin'}, #state{client_info = #{clientid := ClientId}, 
 channel_call({takeover, 'end'}, #state{session = Session, pending = Pending} = State) ->
     ok = emqx_session_mem:takeover(Session),
     leave(takenover, ?SESSION_TAKEN_OVER, Pending ++ wanted(drain_deliveries()), State);
+channel_call({Which, _} = Request, #state{session = Session} = State) when
+    Which =:= mqueue_msgs; Which =:= inflight_msgs
+->
+    {reply, emqx_session_mem:info(Request, Session), State};
 channel_call(_Request, State) ->
     {reply, ignored, State}.
 

@@ -1,6 +1,6 @@
 -module(emqx_message).
 
--export([make/6, id/1, qos/1, topic/1, from/1, to_map/1, from_map/1]).
+-export([make/6, id/1, qos/1, topic/1, from/1, timestamp/1, to_map/1, from_map/1]).
 -export([get_header/3, set_header/3, get_flag/3, set_flag/3, is_expired/2, update_expiry/1]).
 
 -include("emqx_standin.hrl").
@@ -24,6 +24,8 @@ qos(#message{qos = QoS}) -> QoS.
 topic(#message{topic = Topic}) -> Topic.
 
 from(#message{from = From}) -> From.
+
+timestamp(#message{timestamp = Timestamp}) -> Timestamp.
 
 get_header(Name, #message{headers = Headers}, Default) -> maps:get(Name, Headers, Default).
 

@@ -54,6 +54,13 @@ info(Names, Session) when is_list(Names) -> [{Name, info(Name, Session)} || Name
 info(durable, _) -> false;
 info(subscriptions_cnt, Session) -> map_size(Session#session.subscriptions);
 info(subscriptions_max, Session) -> Session#session.max_subscriptions;
+info({Which, #{limit := Limit}}, Session) ->
+    All =
+        case Which of
+            mqueue_msgs -> queue:to_list(Session#session.mqueue);
+            inflight_msgs -> [Message || {_, Message} <- gb_trees:values(Session#session.inflight)]
+        end,
+    {lists:sublist(All, Limit), #{start => none, position => none}};
 info(inflight_cnt, Session) -> gb_trees:size(Session#session.inflight);
 info(awaiting_rel_cnt, Session) -> map_size(Session#session.awaiting_rel);
 info(awaiting_rel_max, Session) -> Session#session.max_awaiting_rel;

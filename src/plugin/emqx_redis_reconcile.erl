@@ -19,6 +19,7 @@
 -type message_id() :: emqx_redis_message:message_id().
 %% What becomes of a message that only Redis has. `keep': it stays as it is.
 -type surplus() :: keep | deliver | remove.
+-export_type([surplus/0]).
 
 -record(task, {
     client_id :: client_id(),

@@ -41,7 +41,8 @@ groups() ->
             what_nobody_can_read_locks_nobody_out,
             a_session_gone_from_redis_is_written_before_a_puback,
             a_subscription_without_a_session_is_deleted_by_the_first_publish,
-            a_filter_that_emqx_refuses_does_not_stay
+            a_filter_that_emqx_refuses_does_not_stay,
+            a_message_that_was_routed_past_its_session_comes
         ]},
         {own_brokers, [parallel], [
             a_connection_under_way_while_the_plugin_starts_deletes_nothing,
@@ -285,6 +286,29 @@ a_subscription_without_a_session_is_deleted_by_the_first_publish(Config) ->
     {ok, _} = publish(publisher(Config), Topic, <<"x">>),
     await([], fun() -> matching(Config, Topic) end),
     ?assertEqual([], stored(Config)).
+
+%% As by a node that was paused, and believes in old routes. Beside it nothing comes twice.
+a_message_that_was_routed_past_its_session_comes(Config) ->
+    Topic = <<"stray/1">>,
+    C = connect(Config, #{acks => manual}),
+    1 = ?CLIENT:subscribe(C, Topic, 1),
+    P = publisher(Config),
+    Payloads = publish_numbers(P, Topic, 1, 3),
+    Before = receive_all(C, 3),
+    Arguments = [<<"paused">>, 1, Topic, <<"stray">>, #{}, #{}],
+    Stray = call(Config, emqx_message, make, Arguments),
+    Stored = call(Config, emqx_redis_stored_message, encode, [Stray]),
+    ok = call(Config, emqx_redis_message, store_message, [id(Config), Stored]),
+    ok = call(Config, emqx_redis_strays, doubt_everywhere, []),
+    [#{payload := <<"stray">>, dup := false}] = After = ?CLIENT:receive_messages(C, 1, 15000),
+    Payloads2 = publish_numbers(P, Topic, 4, 5),
+    More = receive_all(C, 2),
+    ?assertEqual(Payloads2, payloads(More)),
+    timer:sleep(1000),
+    ?assertEqual([], ?CLIENT:messages(C)),
+    ?assertEqual(Payloads ++ [<<"stray">>] ++ Payloads2, stored(Config)),
+    [ok = ?CLIENT:ack(C, Message) || Message <- Before ++ After ++ More],
+    await([], fun() -> stored(Config) end).
 
 a_filter_that_emqx_refuses_does_not_stay(Config) ->
     [Refused | Granted] = [<<"quota/", N>> || N <- "01234"],

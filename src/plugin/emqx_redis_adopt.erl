@@ -5,7 +5,7 @@
 %% added. All runs in the process of the client's channel.
 -module(emqx_redis_adopt).
 
--export([adopt/1]).
+-export([adopt/1, look_again/1]).
 
 -spec adopt(emqx_redis_broker:client_info()) -> ok | {error, term()}.
 adopt(ClientInfo) ->
@@ -56,6 +56,14 @@ begin_anew(ClientId) ->
     case emqx_redis_message:delete_messages(ClientId, #{epoch => Epoch}) of
         ok -> emqx_redis_client_session:compare(keep);
         {error, _} = Error -> Error
+    end.
+
+%% Redis has messages for a session that was handed all of them.
+-spec look_again(emqx_redis_broker:client_info()) -> ok.
+look_again(#{clientid := ClientId} = ClientInfo) ->
+    case emqx_redis_client_session:is_whole() andalso emqx_redis_broker:channel_info(ClientId, self()) of
+        #{conninfo := ConnInfo} -> emqx_redis_client_session:compare(ClientInfo, ConnInfo);
+        _ -> ok
     end.
 
 %% What the broker knows is true now; the options are those of the session, where it has told them yet. The

@@ -12,7 +12,7 @@
 -module(emqx_redis_client_session).
 
 -export([connecting/1, expected/0, found/1]).
--export([created/2, resumed/2, adopt/4, known/1, compare/1, compare/2, held/1]).
+-export([created/2, resumed/2, adopt/4, known/1, compare/1, compare/2, check/0, held/1]).
 -export([subscribing/2, subscribed/2, unsubscribed/1, confirm_subscriptions/0]).
 -export([disconnected/1, ended/0, discard_stored/1, refresh/0, rewrite/0, lost/1]).
 -export([delivered/3, received/1, completed/1, forget_sent/1]).
@@ -242,6 +242,14 @@ compare(ClientInfo, ConnInfo) ->
 compare(Surplus) ->
     #{client_id := ClientId, epoch := Epoch} = current(),
     emqx_redis_reconcile:session(ClientId, Epoch, Surplus).
+
+%% Has it looked up whether Redis has messages that were routed past the session.
+-spec check() -> ok.
+check() ->
+    case is_whole() of
+        true -> compare(check);
+        false -> ok
+    end.
 
 %% The session holds those messages, and Redis has them too.
 -spec held([emqx_redis_message:message_id()]) -> ok.
@@ -648,6 +656,7 @@ refresh() ->
                 fun() -> add_subscriptions(State, Subscriptions) end
             ]);
         #{connected := true} = State ->
+            check(),
             save(State);
         _ ->
             ok
@@ -675,6 +684,8 @@ lost(Epoch) ->
             _ = erase(?SESSION),
             emqx_redis_owned:delete(ClientId),
             emqx_redis_plugin_stats:count(sessions_lost),
+            %% What came here was meant for the session that is elsewhere.
+            emqx_redis_strays:doubt_everywhere(),
             exit(self(), kill),
             ok;
         _ ->

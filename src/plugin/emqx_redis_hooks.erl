@@ -318,6 +318,10 @@ on_handle_info(_ClientInfo, {emqx_redis_storage, refresh}, _Acc) ->
     or_note("write the session again", fun emqx_redis_client_session:refresh/0);
 on_handle_info(_ClientInfo, {emqx_redis_storage, {lost, Epoch}}, _Acc) ->
     emqx_redis_client_session:lost(Epoch);
+on_handle_info(_ClientInfo, {emqx_redis_storage, check}, _Acc) ->
+    emqx_redis_client_session:check();
+on_handle_info(ClientInfo, {emqx_redis_storage, compare}, _Acc) ->
+    or_note("look for messages that only Redis has", fun() -> emqx_redis_adopt:look_again(ClientInfo) end);
 on_handle_info(_ClientInfo, {emqx_redis_storage, {held, Ids}}, _Acc) ->
     emqx_redis_client_session:held(Ids);
 on_handle_info(_ClientInfo, {emqx_redis_storage, load_backlog}, _Acc) ->

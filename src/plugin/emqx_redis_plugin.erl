@@ -105,6 +105,7 @@ init(plugin) ->
         emqx_redis_discards,
         emqx_redis_ghosts,
         emqx_redis_reconcile,
+        emqx_redis_strays,
         emqx_redis_groups
     ],
     Workers = [worker(Module) || Module <- Modules],

@@ -16,6 +16,7 @@ help() ->
         {sessions_lost, <<"channels dropped since another node has claimed their session">>},
         {messages_stored, <<"messages stored, one for each client that is to have them">>},
         {messages_stored_later, <<"messages that a session held and Redis did not, stored afterwards">>},
+        {strays_found, <<"messages routed past their live session, delivered from Redis">>},
         {messages_restored, <<"messages read from Redis for a session that was restored">>},
         {publishes_refused, <<"publishers disconnected since their message could not be stored">>},
         {publishes_unstored, <<"messages that went on unstored (degrade)">>},

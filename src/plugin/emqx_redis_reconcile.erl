@@ -12,13 +12,14 @@
 
 -behaviour(gen_server).
 
--export([start_link/0, session/3, group_member/2, all_told/0, is_settled/0]).
+-export([start_link/0, session/3, group_member/2, all_told/0, is_settled/0, is_idle/0]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -type client_id() :: emqx_redis_session:client_id().
 -type message_id() :: emqx_redis_message:message_id().
-%% What becomes of a message that only Redis has. `keep': it stays as it is.
--type surplus() :: keep | deliver | remove.
+%% What becomes of a message that only Redis has. `keep': it stays as it is. `check': the channel is told
+%% that there is one.
+-type surplus() :: keep | deliver | remove | check.
 -export_type([surplus/0]).
 
 -record(task, {
@@ -66,6 +67,14 @@ all_told() -> gen_server:cast(?MODULE, all_told).
 -spec is_settled() -> boolean().
 is_settled() -> ets:whereis(?TABLE) =/= undefined andalso ets:member(?TABLE, settled).
 
+%% Whether it has nothing to do.
+-spec is_idle() -> boolean().
+is_idle() ->
+    case whereis(?MODULE) of
+        undefined -> false;
+        Pid -> process_info(Pid, message_queue_len) =:= {message_queue_len, 0}
+    end.
+
 %%--------------------------------------------------------------------
 %% gen_server
 %%--------------------------------------------------------------------
@@ -107,7 +116,18 @@ attempt(#task{epoch = none} = Task) ->
         {ok, _Messages} -> done;
         {error, _} = Error -> Error
     end;
-attempt(#task{surplus = Surplus} = Task) ->
+%% Most have nothing in Redis.
+attempt(#task{surplus = check, seen = none, client_id = ClientId} = Task) ->
+    case emqx_redis_message:get_messages(ClientId, 0, 1) of
+        {ok, []} -> done;
+        {ok, _} -> attempt_held(Task);
+        {error, {undecodable, _}} -> attempt_held(Task);
+        {error, _} = Error -> Error
+    end;
+attempt(Task) ->
+    attempt_held(Task).
+
+attempt_held(#task{surplus = Surplus} = Task) ->
     case held(Task) of
         {ok, []} when Surplus =:= keep -> done;
         {ok, Held} -> compare(Held, Task);
@@ -149,7 +169,10 @@ member(#task{client_id = ClientId}) -> ClientId.
 
 compare(Held, #task{client_id = ClientId} = Task) ->
     HeldIds = ids(Held),
-    case stored_ids(ClientId, HeldIds, Task) of
+    %% What is acknowledged and on its way out is no surplus.
+    case emqx_redis_acks:flush(ClientId) =:= ok andalso stored_ids(ClientId, HeldIds, Task) of
+        false ->
+            {error, busy};
         {ok, Stored} ->
             Missing = [It || It <- Held, not is_map_key(emqx_redis_broker:message_id(It), Stored)],
             case store(Missing, Task) of
@@ -169,10 +192,9 @@ stored_ids(ClientId, Wanted, Surplus, Offset, Known) ->
     case emqx_redis_message:get_messages(ClientId, Offset, ?PAGE) of
         {ok, Messages} ->
             Next = maps:merge(Known, maps:from_keys([Id || #{id := Id} <- Messages], [])),
-            IsLast =
-                length(Messages) < ?PAGE orelse
-                    (Surplus =/= remove andalso map_size(maps:without(maps:keys(Next), Wanted)) =:= 0),
-            case IsLast of
+            HasWanted = map_size(maps:without(maps:keys(Next), Wanted)) =:= 0,
+            IsEnough = HasWanted andalso (Surplus =:= keep orelse Surplus =:= deliver),
+            case IsEnough orelse length(Messages) < ?PAGE of
                 true -> {ok, Next};
                 false -> stored_ids(ClientId, Wanted, Surplus, Offset + length(Messages), Next)
             end;
@@ -224,13 +246,20 @@ settle(_Surplus, _Held, #task{surplus = keep}) ->
 settle(_Surplus, Held, #task{surplus = deliver, channel = Channel}) ->
     Channel ! {emqx_redis_storage, {held, maps:keys(Held)}},
     done;
-settle([], _Held, #task{surplus = remove}) ->
+settle([], _Held, _Task) ->
     done;
-settle(Surplus, _Held, #task{surplus = remove, seen = none} = Task) ->
+settle(Surplus, _Held, #task{seen = none} = Task) ->
     {again, Task#task{seen = Surplus}};
-settle(Surplus, _Held, #task{surplus = remove, seen = Seen} = Task) ->
-    #task{client_id = ClientId, epoch = Epoch} = Task,
+settle(Surplus, _Held, #task{seen = Seen} = Task) ->
     Known = maps:from_keys(Seen, []),
-    Done = [Id || Id <- Surplus, is_map_key(Id, Known)],
-    lists:foreach(fun(Id) -> emqx_redis_acks:ack(ClientId, Epoch, Id) end, Done),
+    settle_seen([Id || Id <- Surplus, is_map_key(Id, Known)], Task).
+
+settle_seen([], _Task) ->
+    done;
+settle_seen(Surplus, #task{surplus = remove, client_id = ClientId, epoch = Epoch}) ->
+    lists:foreach(fun(Id) -> emqx_redis_acks:ack(ClientId, Epoch, Id) end, Surplus),
+    done;
+settle_seen(Surplus, #task{surplus = check, channel = Channel}) ->
+    emqx_redis_plugin_stats:count(strays_found, length(Surplus)),
+    Channel ! {emqx_redis_storage, compare},
     done.

@@ -190,8 +190,9 @@ await_routes(Filters) ->
         Others ->
             Real = [Filter || <<First, _/binary>> = Filter <- Filters, First =/= $$],
             Args = [node(), Real, ?ROUTES_TIMEOUT],
-            _ = erpc:multicall(Others, emqx_redis_restore, await_routes, Args, ?ROUTES_TIMEOUT),
-            ok
+            Answers = erpc:multicall(Others, emqx_redis_restore, await_routes, Args, ?ROUTES_TIMEOUT),
+            %% A node that routes elsewhere yet may do so for a while.
+            lists:all(fun(Answer) -> Answer =:= {ok, true} end, Answers) orelse emqx_redis_strays:doubt()
     end.
 
 register_channel(ClientId, ConnInfo, #state{client_info = ClientInfo, session = Session}) ->

@@ -9,7 +9,8 @@
 
 -import(emqx_redis_test_plugin, [start/2, start_again/1, stop/1, server/1, broker/1, call/4, id/1, id/2]).
 -import(emqx_redis_test_plugin, [options/2, connect/2, publisher/1, publish_numbers/4, payloads/1]).
--import(emqx_redis_test_plugin, [receive_all/2, receive_and_ack/2, await/1, await/2, stored_filters/2]).
+-import(emqx_redis_test_plugin, [leave_offline/3, receive_all/2, receive_and_ack/2, await/1, await/2]).
+-import(emqx_redis_test_plugin, [stored_filters/2]).
 -import(emqx_redis_test_plugin, [session/1, session/2, ttl/2, stored/1, stored/2, matching/2, cli/2]).
 -import(emqx_redis_test_plugin, [keys_of/2, marks/1, await_marks/2, is_available/1]).
 
@@ -41,19 +42,14 @@ groups() ->
             what_nobody_can_read_locks_nobody_out,
             a_session_gone_from_redis_is_written_before_a_puback,
             a_subscription_without_a_session_is_deleted_by_the_first_publish,
-            a_filter_that_emqx_refuses_does_not_stay,
-            a_message_that_was_routed_past_its_session_comes
+            a_filter_that_emqx_refuses_does_not_stay
         ]},
         {own_brokers, [parallel], [
             a_connection_under_way_while_the_plugin_starts_deletes_nothing,
             a_smaller_window_completes_what_was_under_way,
             a_session_that_ended_without_redis_is_deleted_later,
             a_session_that_ended_without_redis_is_not_taken_up_again,
-            packet_ids_of_a_time_without_the_plugin_are_not_used_again,
-            what_happened_without_the_plugin_is_made_good,
-            a_backlog_goes_on_when_the_plugin_is_back,
-            messages_that_a_member_holds_are_not_given_out_again,
-            messages_of_an_outage_are_stored_afterwards
+            packet_ids_of_a_time_without_the_plugin_are_not_used_again
         ]}
     ].
 
@@ -287,29 +283,6 @@ a_subscription_without_a_session_is_deleted_by_the_first_publish(Config) ->
     await([], fun() -> matching(Config, Topic) end),
     ?assertEqual([], stored(Config)).
 
-%% As by a node that was paused, and believes in old routes. Beside it nothing comes twice.
-a_message_that_was_routed_past_its_session_comes(Config) ->
-    Topic = <<"stray/1">>,
-    C = connect(Config, #{acks => manual}),
-    1 = ?CLIENT:subscribe(C, Topic, 1),
-    P = publisher(Config),
-    Payloads = publish_numbers(P, Topic, 1, 3),
-    Before = receive_all(C, 3),
-    Arguments = [<<"paused">>, 1, Topic, <<"stray">>, #{}, #{}],
-    Stray = call(Config, emqx_message, make, Arguments),
-    Stored = call(Config, emqx_redis_stored_message, encode, [Stray]),
-    ok = call(Config, emqx_redis_message, store_message, [id(Config), Stored]),
-    ok = call(Config, emqx_redis_strays, doubt_everywhere, []),
-    [#{payload := <<"stray">>, dup := false}] = After = ?CLIENT:receive_messages(C, 1, 15000),
-    Payloads2 = publish_numbers(P, Topic, 4, 5),
-    More = receive_all(C, 2),
-    ?assertEqual(Payloads2, payloads(More)),
-    timer:sleep(1000),
-    ?assertEqual([], ?CLIENT:messages(C)),
-    ?assertEqual(Payloads ++ [<<"stray">>] ++ Payloads2, stored(Config)),
-    [ok = ?CLIENT:ack(C, Message) || Message <- Before ++ After ++ More],
-    await([], fun() -> stored(Config) end).
-
 a_filter_that_emqx_refuses_does_not_stay(Config) ->
     [Refused | Granted] = [<<"quota/", N>> || N <- "01234"],
     C = connect(Config, #{}),
@@ -481,131 +454,6 @@ packet_ids_of_a_time_without_the_plugin_are_not_used_again(Config) ->
     await([], fun() -> stored(Second) end),
     stop(Second).
 
-%% Published, acknowledged, queued and subscribed to while the plugin was stopped.
-what_happened_without_the_plugin_is_made_good(Config) ->
-    First = start(Config, #{mqtt => #{max_inflight => 3}}),
-    Topic = <<"without/1">>,
-    C = connect(First, #{acks => manual}),
-    1 = ?CLIENT:subscribe(C, Topic, #{qos => 1}),
-    P = publisher(First),
-    _ = publish_numbers(P, Topic, 1, 4),
-    [One, Two, Three] = receive_all(C, 3),
-    ok = ?NODE:stop_plugin(broker(First)),
-    [ok = ?CLIENT:ack(C, Message) || Message <- [One, Three]],
-    [_] = receive_all(C, 1),
-    _ = publish_numbers(P, Topic, 5, 7),
-    {ok, 0} = ?CLIENT:publish(P, Topic, <<"expires">>, #{
-        qos => 1, properties => #{'Message-Expiry-Interval' => 100}
-    }),
-    ok = ?NODE:start_plugin(broker(First)),
-    Held = [<<"2">>, <<"4">>, <<"5">>, <<"6">>, <<"7">>, <<"expires">>],
-    await(Held, fun() -> stored(First) end),
-    %% Nothing else is taken away later, and what is acknowledged now is gone.
-    timer:sleep(4000),
-    ?assertEqual(Held, stored(First)),
-    ok = ?CLIENT:ack(C, Two),
-    await(tl(Held), fun() -> stored(First) end),
-    ok = ?NODE:kill(broker(First)),
-    Second = start_again(First),
-    {ok, Again, #{session_present := true}} = ?CLIENT:connect(options(Second, #{})),
-    Received = receive_all(Again, 5),
-    ?assertEqual(tl(Held), payloads(Received)),
-    #{properties := #{'Message-Expiry-Interval' := Left}} = lists:last(Received),
-    ?assert(Left > 50 andalso Left =< 100, Left),
-    await([], fun() -> stored(Second) end),
-    stop(Second).
-
-%% What Redis still has for the client comes when the plugin is there again, and once.
-a_backlog_goes_on_when_the_plugin_is_back(Config) ->
-    First = start(Config, #{mqtt => #{max_inflight => 20, max_mqueue_len => ?QUEUE}}),
-    Topic = <<"goes_on/1">>,
-    C = connect(First, #{}),
-    1 = ?CLIENT:subscribe(C, Topic, 1),
-    leave_offline(First, C, id(First)),
-    ok = ?NODE:kill(broker(First)),
-    Second = start_again(First),
-    Payloads = publish_numbers(publisher(Second), Topic, 1, 400),
-    {ok, Again, #{session_present := true}} = ?CLIENT:connect(options(Second, #{acks => manual})),
-    Some = receive_all(Again, 20),
-    ok = ?NODE:stop_plugin(broker(Second)),
-    {Acked, Unacked} = lists:split(10, Some),
-    [ok = ?CLIENT:ack(Again, Message) || Message <- Acked],
-    More = receive_all(Again, 10),
-    ok = ?NODE:start_plugin(broker(Second)),
-    [ok = ?CLIENT:ack(Again, Message) || Message <- Unacked ++ More],
-    %% Those that were acknowledged unseen come again, and no others.
-    Rest = receive_and_ack(Again, length(Payloads) - length(Some ++ More) + length(Acked)),
-    All = payloads(Some ++ More ++ Rest),
-    ?assertEqual([], Payloads -- All),
-    ?assertEqual(payloads(Acked), lists:sort(fun by_number/2, All -- Payloads)),
-    await([], fun() -> stored(Second) end),
-    stop(Second).
-
-messages_that_a_member_holds_are_not_given_out_again(Config) ->
-    Own = start(Config, #{mqtt => #{max_inflight => 2}}),
-    Filter = <<"$share/g/holds/1">>,
-    C = connect(Own, #{acks => manual}),
-    1 = ?CLIENT:subscribe(C, Filter, 1),
-    Payloads = publish_numbers(publisher(Own), <<"holds/1">>, 1, 4),
-    Queue = <<0, Filter/binary>>,
-    ?assertEqual(Payloads, stored(Own, Queue)),
-    Two = receive_all(C, 2),
-    ok = ?NODE:stop_plugin(broker(Own)),
-    ok = ?NODE:start_plugin(broker(Own)),
-    %% Longer than a message may be nobody's.
-    timer:sleep(9000),
-    Other = connect(Own, #{client_id => id(Own, <<"other">>)}),
-    1 = ?CLIENT:subscribe(Other, Filter, 1),
-    timer:sleep(5000),
-    ?assertEqual([], ?CLIENT:messages(Other)),
-    ?assertEqual(Payloads, stored(Own, Queue)),
-    [ok = ?CLIENT:ack(C, Message) || Message <- Two],
-    [ok = ?CLIENT:ack(C, Message) || Message <- receive_all(C, 2)],
-    await([], fun() -> stored(Own, Queue) end),
-    stop(Own).
-
-%% Redis was away and EMQX went on: what sessions hold is stored when it is back, in its place.
-messages_of_an_outage_are_stored_afterwards(Config) ->
-    First = start(Config, #{
-        mqtt => #{max_inflight => 3},
-        config => #{
-            redis => #{outage_grace => <<"200ms">>, request_timeout => <<"1s">>},
-            mqtt => #{when_unavailable => <<"degrade">>}
-        }
-    }),
-    Topic = <<"outage/1">>,
-    C = connect(First, #{acks => manual}),
-    1 = ?CLIENT:subscribe(C, Topic, 1),
-    Away = id(First, <<"away">>),
-    A = connect(First, #{client_id => Away}),
-    1 = ?CLIENT:subscribe(A, Topic, 1),
-    leave_offline(First, A, Away),
-    P = publisher(First),
-    _ = publish_numbers(P, Topic, 1, 2),
-    [One, Two] = receive_all(C, 2),
-    ok = ?SERVER:kill(server(First)),
-    await(false, fun() -> is_available(First) end),
-    ok = ?CLIENT:ack(C, One),
-    _ = publish_numbers(P, Topic, 3, 5),
-    [Three, _] = receive_all(C, 2),
-    ok = ?CLIENT:ack(C, Three),
-    ok = ?SERVER:restart(server(First)),
-    await(fun() -> is_available(First) end),
-    _ = publish_numbers(P, Topic, 6, 6),
-    Numbers = fun(List) -> [integer_to_binary(N) || N <- List] end,
-    await(Numbers([2, 4, 5, 6]), fun() -> stored(First) end),
-    await(Numbers([1, 2, 3, 4, 5, 6]), fun() -> stored(First, Away) end),
-    ok = ?CLIENT:ack(C, Two),
-    await(Numbers([4, 5, 6]), fun() -> stored(First) end),
-    ok = ?NODE:kill(broker(First)),
-    Second = start_again(First),
-    {ok, Again, #{session_present := true}} = ?CLIENT:connect(options(Second, #{})),
-    ?assertEqual(Numbers([4, 5, 6]), payloads(receive_all(Again, 3))),
-    {ok, AwayAgain, #{session_present := true}} = ?CLIENT:connect(options(Second, #{client_id => Away})),
-    ?assertEqual(Numbers([1, 2, 3, 4, 5, 6]), payloads(receive_all(AwayAgain, 6))),
-    [await([], fun() -> stored(Second, Id) end) || Id <- [id(First), Away]],
-    stop(Second).
-
 %%--------------------------------------------------------------------
 %% Connections that are held in authentication
 %%--------------------------------------------------------------------
@@ -652,17 +500,11 @@ publish(Publisher, Topic, Payload) -> ?CLIENT:publish(Publisher, Topic, Payload,
 
 store(Config, Id, Message) -> call(Config, emqx_redis_message, store_message, [Id, Message]).
 
-by_number(A, B) -> binary_to_integer(A) =< binary_to_integer(B).
-
 epoch(Config) -> cli(Config, ["GET", <<"epoch:", (id(Config))/binary>>]).
 
 channels(Config, Id) -> call(Config, emqx_cm, lookup_channels, [Id]).
 
 %% The client goes away, and its channel stays and has written the session.
-leave_offline(Config, Client, Id) ->
-    ?CLIENT:drop(Client),
-    await(fun() -> ttl(Config, Id) =< 300 end).
-
 %% Its channel ends as with its node: the session is in Redis alone.
 lose(Config, Client) ->
     [Channel] = channels(Config, id(Config)),

@@ -3,7 +3,7 @@
 -module(emqx_redis_test_plugin).
 
 -export([start/2, start_again/1, stop/1, server/1, broker/1, call/4]).
--export([id/1, id/2, options/2, connect/2, publisher/1, publisher/2]).
+-export([id/1, id/2, options/2, connect/2, leave_offline/3, publisher/1, publisher/2]).
 -export([publish_numbers/4, payloads/1, receive_all/2, receive_and_ack/2]).
 -export([session/1, session/2, stored_filters/2, ttl/1, ttl/2]).
 -export([stored/1, stored/2, marks/1, await_marks/2]).
@@ -51,6 +51,11 @@ options(Config, Options) ->
 connect(Config, Options) ->
     {ok, Client, _} = ?CLIENT:connect(options(Config, Options)),
     Client.
+
+%% Until EMQX has noticed that its client is gone.
+leave_offline(Config, Client, Id) ->
+    ?CLIENT:drop(Client),
+    await(fun() -> ttl(Config, Id) =< 300 end).
 
 publisher(Config) -> publisher(Config, #{}).
 

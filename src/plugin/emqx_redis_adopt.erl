@@ -19,13 +19,18 @@ adopt_unkept(#{clientid := ClientId} = ClientInfo) ->
         #{conninfo := #{expiry_interval := Expiry} = ConnInfo, session := #{} = SessionInfo} when
             Expiry > 0
         ->
+            tell_groups(ClientId, ClientId),
             adopt(ClientInfo, ConnInfo, SessionInfo);
         _ ->
-            %% It may be a member of shared groups.
-            Filters = [Filter || {Filter, _} <- emqx_redis_broker:subscriptions(self())],
-            lists:any(fun is_tuple/1, Filters) andalso emqx_redis_reconcile:group_member(ClientId, self()),
-            ok
+            tell_groups(ClientId, self())
     end.
+
+%% What it holds for shared groups is nobody else's, whatever becomes of the rest.
+tell_groups(ClientId, Member) ->
+    Filters = [Filter || {Filter, _} <- emqx_redis_broker:subscriptions(self())],
+    _ = lists:any(fun is_tuple/1, Filters) andalso
+        emqx_redis_reconcile:group_member(ClientId, self(), Member),
+    ok.
 
 adopt(#{clientid := ClientId} = ClientInfo, #{expiry_interval := Expiry} = ConnInfo, SessionInfo) ->
     Subscribed = subscriptions(ClientId, maps:get(subscriptions, SessionInfo, #{})),
@@ -33,30 +38,38 @@ adopt(#{clientid := ClientId} = ClientInfo, #{expiry_interval := Expiry} = ConnI
         subscriptions => Subscribed,
         created_at => maps:get(created_at, SessionInfo, erlang:system_time(millisecond))
     },
-    %% It was kept by the plugin before that was stopped and started again, and had all that Redis had.
+    %% By the plugin before that was stopped and started again.
+    WasKept = emqx_redis_client_session:current() =/= undefined,
     WasWhole = emqx_redis_client_session:is_whole(),
     case emqx_redis_client_session:adopt(ClientId, Expiry, Info, #{}) of
-        {ok, undefined} ->
-            emqx_redis_client_session:compare(keep);
-        {ok, _} when WasWhole ->
-            %% What it has no more was acknowledged meanwhile.
-            emqx_redis_client_session:compare(remove);
-        {ok, #{subscriptions := Old}} when not map_get(clean_start, ConnInfo) ->
-            subscribe_again(ClientInfo, Old, Subscribed),
-            emqx_redis_client_session:compare(ClientInfo, ConnInfo);
-        {ok, #{}} ->
-            begin_anew(ClientId);
+        {claimed, Old, Written} ->
+            compare(Old, WasKept, WasWhole, Subscribed, ClientInfo, ConnInfo),
+            Written;
         {error, _} = Error ->
             Error
     end.
+
+compare(undefined, _WasKept, _WasWhole, _Subscribed, _ClientInfo, _ConnInfo) ->
+    emqx_redis_client_session:compare(keep);
+%% It had all that Redis had. What it has no more was acknowledged meanwhile.
+compare(_Old, _WasKept, true, _Subscribed, _ClientInfo, _ConnInfo) ->
+    emqx_redis_client_session:compare(remove);
+compare(_Old, true, false, _Subscribed, ClientInfo, ConnInfo) ->
+    emqx_redis_client_session:compare(ClientInfo, ConnInfo);
+compare(#{subscriptions := Old}, false, _, Subscribed, ClientInfo, #{clean_start := false} = ConnInfo) ->
+    subscribe_again(ClientInfo, Old, Subscribed),
+    emqx_redis_client_session:compare(ClientInfo, ConnInfo);
+compare(_Old, false, _, _Subscribed, #{clientid := ClientId}, _ConnInfo) ->
+    begin_anew(ClientId).
 
 %% Nothing of the old session is to be seen again.
 begin_anew(ClientId) ->
     #{epoch := Epoch} = emqx_redis_client_session:current(),
     case emqx_redis_message:delete_messages(ClientId, #{epoch => Epoch}) of
-        ok -> emqx_redis_client_session:compare(keep);
-        {error, _} = Error -> Error
-    end.
+        ok -> ok;
+        {error, Reason} -> emqx_redis_plugin_log:log(warning, "could not delete old messages", Reason)
+    end,
+    emqx_redis_client_session:compare(keep).
 
 %% Redis has messages for a session that was handed all of them.
 -spec look_again(emqx_redis_broker:client_info()) -> ok.

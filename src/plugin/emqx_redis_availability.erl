@@ -7,12 +7,15 @@
 
 -behaviour(gen_server).
 
--export([start_link/0, refuses/0, tolerates/1, policy/0, is_available/0]).
+-export([start_link/0, refuses/0, tolerates/1, policy/0, is_available/0, unstored/0]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -define(KEY, ?MODULE).
 -define(ALARM, emqx_redis_storage_unavailable).
 -define(INTERVAL, 500).
+-define(UNSTORED, {?MODULE, unstored}).
+%% How long a message may be on its way to sessions, in milliseconds.
+-define(ROUTED_AFTER, 5000).
 
 -type policy() :: reject | degrade.
 
@@ -44,6 +47,10 @@ tolerates(overloaded) -> degrades();
 %% Among others `stopped': EMQX is stopping, see `emqx_redis_plugin:unhook/0'.
 tolerates(_Reason) -> false.
 
+%% A message went on unstored: when Redis is there, sessions of all nodes that have it by then store it.
+-spec unstored() -> ok.
+unstored() -> atomics:put(persistent_term:get(?UNSTORED), 1, 1).
+
 degrades() ->
     is_pid(whereis(?MODULE)) andalso
         element(2, persistent_term:get(?KEY, {true, reject})) =:= degrade.
@@ -56,6 +63,7 @@ init([]) ->
     process_flag(trap_exit, true),
     %% Until it is known to be away, requests wait for it.
     persistent_term:put(?KEY, {true, policy()}),
+    persistent_term:put(?UNSTORED, atomics:new(1, [])),
     _ = erlang:send_after(?INTERVAL, self(), look),
     {ok, true}.
 
@@ -71,7 +79,11 @@ handle_info(look, Was) ->
     Now = {Is, policy()},
     persistent_term:get(?KEY) =:= Now orelse persistent_term:put(?KEY, Now),
     changed(Was, Is),
+    Is andalso make_good(),
     {noreply, Is};
+handle_info(unstored, Was) ->
+    emqx_redis_owned:tell_everywhere(compare_missing),
+    {noreply, Was};
 handle_info(_Message, Was) ->
     {noreply, Was}.
 
@@ -83,6 +95,12 @@ terminate(_Reason, _Was) ->
 %%--------------------------------------------------------------------
 
 is_connected() -> maps:get(connected, emqx_redis_storage:status(), false).
+
+make_good() ->
+    case atomics:exchange(persistent_term:get(?UNSTORED), 1, 0) of
+        0 -> ok;
+        1 -> erlang:send_after(?ROUTED_AFTER, self(), unstored)
+    end.
 
 changed(Same, Same) ->
     ok;

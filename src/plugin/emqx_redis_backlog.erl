@@ -10,7 +10,7 @@
 -module(emqx_redis_backlog).
 
 -export([first_page/5, is_refused/2, completed/2, load/4, go_on/1, handed_over/2]).
--export([unknown/2, is_unknown/1, held/2]).
+-export([unknown/2, is_unknown/1, held/2, add_known/2]).
 -export([set_stored/2, is_marked/1]).
 
 -export_type([state/0]).
@@ -28,8 +28,8 @@
     page := pos_integer(),
     %% The next page is not asked for before that, in milliseconds of the monotonic clock.
     not_before := integer(),
-    %% What has left the session while it is not known what that holds, see `unknown/2'.
-    left := #{emqx_redis_message:message_id() => []} | none
+    %% Whether it is not known what the session holds, see `unknown/2'.
+    unknown := boolean()
 }.
 
 %% Marks what comes from here among what is delivered, and what a publisher has stored for clients.
@@ -64,7 +64,7 @@ new(Window, MaxQueue) ->
         low => low(Window, Page),
         page => Page,
         not_before => erlang:monotonic_time(millisecond),
-        left => none
+        unknown => false
     }.
 
 queue(infinity) -> 2 * ?LARGEST_PAGE;
@@ -74,21 +74,28 @@ queue(MaxQueue) -> min(MaxQueue, 2 * ?LARGEST_PAGE).
 %% Of a session that EMQX has, and of which nobody here knows what it holds: nothing is read until `held/2'
 %% says so, and until then what is stored and finds the window full stays in Redis alone.
 -spec unknown(Window :: non_neg_integer(), MaxQueue :: non_neg_integer() | infinity) -> state().
-unknown(Window, MaxQueue) -> (new(Window, MaxQueue))#{left := #{}}.
+unknown(Window, MaxQueue) -> (new(Window, MaxQueue))#{unknown := true}.
 
 -spec is_unknown(state() | none) -> boolean().
-is_unknown(#{left := #{}}) -> true;
-is_unknown(_) -> false.
+is_unknown(#{unknown := Unknown}) -> Unknown;
+is_unknown(none) -> false.
 
-%% The session holds those, or did some moments ago.
--spec held([emqx_redis_message:message_id()], state()) -> state().
-held(Ids, #{left := #{} = Left} = State) ->
-    State#{known := maps:without(maps:keys(Left), maps:from_keys(Ids, [])), left := none};
-held(_Ids, State) ->
-    State.
+%% It is known now: the session holds those. `load': it has room for the next page.
+-spec held(#{emqx_redis_message:message_id() => []}, state()) -> {wait | load, state()}.
+held(Ids, #{low := Low} = State) ->
+    Next = State#{known := Ids, unknown := false},
+    case map_size(Ids) < Low of
+        true -> {load, Next};
+        false -> {wait, Next}
+    end.
 
-%% Above the window, so that live messages find it full.
-low(Window, Page) -> Window + Page div 2.
+%% The session holds those beside, and Redis has them since now.
+-spec add_known(#{emqx_redis_message:message_id() => []}, state()) -> state().
+add_known(Ids, #{known := Known} = State) -> State#{known := maps:merge(Known, Ids)}.
+
+%% Above the window, so that live messages find it full: also when the client has acknowledged all that was in
+%% flight while the next page was read, if the queue is as long as that.
+low(Window, Page) -> Window + min(Page, Window + Page div 2).
 
 read_all(Owner, Subscriptions, Sent, State, Read) ->
     case read(Owner, Subscriptions, Sent, State, ?LARGEST_PAGE) of
@@ -104,11 +111,14 @@ read({ClientId, Epoch} = Owner, Subscriptions, Sent, #{known := Known} = State, 
     case emqx_redis_message:get_messages(ClientId, 0, Limit) of
         {ok, Stored} ->
             %% What came live before and is under way is no part of it.
-            New = [It || #{id := Id} = It <- Stored, not is_map_key(Id, Known), not is_map_key(Id, Sent)],
+            Others = [It || #{id := Id} = It <- Stored, not is_map_key(Id, Known), not is_map_key(Id, Sent)],
+            %% No more than there is room for.
+            New = lists:sublist(Others, Page),
             {Deliveries, Ids} = deliveries(Owner, Subscriptions, New, [], []),
             emqx_redis_plugin_stats:count(messages_restored, length(Deliveries)),
             Next = State#{
-                known := maps:merge(Known, maps:from_keys(Ids, [])), more := length(Stored) >= Limit
+                known := maps:merge(Known, maps:from_keys(Ids, [])),
+                more := length(Stored) >= Limit orelse length(Others) > Page
             },
             {ok, Deliveries, Next};
         %% What nobody can read blocks nobody.
@@ -191,8 +201,8 @@ is_refused(Message, #{known := Known, more := More}) ->
 
 %% A message has left the session: it was acknowledged, or dropped. `load': it is time for the next page.
 -spec completed(emqx_redis_message:message_id(), state()) -> {wait | load | done, state()}.
-completed(Id, #{left := #{} = Left} = State) ->
-    {wait, State#{left := Left#{Id => []}}};
+completed(_Id, #{unknown := true} = State) ->
+    {wait, State};
 completed(Id, #{known := Known, more := More, low := Low} = State) ->
     Left = maps:remove(Id, Known),
     Next = State#{known := Left},
@@ -208,11 +218,11 @@ due(#{not_before := NotBefore}) ->
         false -> wait
     end.
 
-%% Has the next page delivered to the calling process. Behind the last page live messages are taken again;
-%% those that came meanwhile and are in the page are dropped, the others stand behind it. `Sent': what is
-%% under way already.
+%% Has the next page delivered to the calling process. Live messages that came meanwhile and wait to be
+%% taken by it stand behind the page, but for those that are in it, or stand behind it in Redis. `Sent':
+%% what is under way already.
 -spec load(owner(), subscriptions(), #{emqx_redis_message:message_id() => term()}, state()) -> state().
-load(_Owner, _Subscriptions, _Sent, #{left := #{}} = State) ->
+load(_Owner, _Subscriptions, _Sent, #{unknown := true} = State) ->
     State;
 load({ClientId, _} = Owner, Subscriptions, Sent, #{page := Page} = State) ->
     case emqx_redis_availability:is_available() andalso emqx_redis_acks:flush(ClientId) of
@@ -230,7 +240,7 @@ load({ClientId, _} = Owner, Subscriptions, Sent, #{page := Page} = State) ->
 
 %% Nothing that the session has been given is to be acknowledged, and so brings the next page.
 -spec go_on(state() | none) -> state() | none.
-go_on(#{known := Known, more := true, left := none} = State) when map_size(Known) =:= 0 ->
+go_on(#{known := Known, more := true, unknown := false} = State) when map_size(Known) =:= 0 ->
     self() ! {emqx_redis_storage, load_backlog},
     State;
 go_on(State) ->
@@ -241,18 +251,12 @@ later(State) ->
     erlang:send_after(?RETRY, self(), {emqx_redis_storage, load_backlog}),
     State#{not_before := erlang:monotonic_time(millisecond) + ?RETRY}.
 
-deliver(Deliveries, #{known := Known, more := More}) ->
-    Live =
-        case More of
-            true -> [];
-            false -> emqx_redis_broker:drain_deliveries()
-        end,
-    _ = [self() ! Delivery || Delivery <- Deliveries],
-    _ = [self() ! Delivery || {deliver, _, Message} = Delivery <- Live, is_new(Message, Known)],
-    ok.
-
-is_new(Message, Known) ->
-    is_marked(Message) orelse not is_map_key(emqx_redis_broker:message_id(Message), Known).
+deliver(Deliveries, State) ->
+    {Earlier, Live} = lists:partition(
+        fun({deliver, _, Message}) -> is_marked(Message) end, emqx_redis_broker:drain_deliveries()
+    ),
+    Wanted = [Delivery || {deliver, _, Message} = Delivery <- Live, not is_refused(Message, State)],
+    lists:foreach(fun(Delivery) -> self() ! Delivery end, Earlier ++ Deliveries ++ Wanted).
 
 %% As another channel has handed it over, for a client that may have so many in flight. The clocks of other
 %% nodes mean nothing here.

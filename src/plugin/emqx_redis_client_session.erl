@@ -12,11 +12,13 @@
 -module(emqx_redis_client_session).
 
 -export([connecting/1, expected/0, found/1]).
--export([created/2, resumed/2, adopt/4, known/1, compare/1, compare/2, check/0, held/1]).
+-export([created/2, resumed/2, adopt/4, known/1, compare/1, compare/2, compare_again/1]).
+-export([check/0, looking/0, compared/3]).
 -export([subscribing/2, subscribed/2, unsubscribed/1, confirm_subscriptions/0]).
 -export([disconnected/1, ended/0, discard_stored/1, refresh/0, rewrite/0, lost/1]).
 -export([delivered/3, received/1, completed/1, forget_sent/1]).
--export([load_backlog/0, current/0, is_kept/0, is_whole/0, begin_run/0, end_run/0]).
+-export([load_backlog/0, current/0, is_kept/0, is_whole/0]).
+-export([begin_run/0, end_run/0, run_began/0]).
 
 -export_type([state/0, stored/0]).
 
@@ -34,7 +36,7 @@
 }.
 -type state() :: #{
     %% Which run of the plugin it is of.
-    run := integer() | none,
+    run := {integer(), Began :: integer()} | none,
     client_id := client_id(),
     epoch := emqx_redis_session:epoch(),
     stored := stored(),
@@ -50,8 +52,11 @@
     %% Whether these are the very ids that EMQX gives out, or only ahead of them.
     exact_ids := boolean(),
     %% The packet ids of messages that are under way.
-    sent := #{emqx_redis_message:message_id() => 1..65535},
-    backlog := emqx_redis_backlog:state() | none
+    sent := #{emqx_redis_message:message_id() => emqx_redis_message:mark()},
+    backlog := emqx_redis_backlog:state() | none,
+    %% What of the session was asked to be compared with Redis, and while it is looked at, what has left it
+    %% since.
+    comparing := {emqx_redis_reconcile:surplus(), #{emqx_redis_message:message_id() => []} | none} | none
 }.
 
 -define(SESSION, emqx_redis_session).
@@ -206,7 +211,7 @@ known(Pid) ->
             case lists:keyfind(?SESSION, 1, Dictionary) of
                 {_, #{run := Run, connected := IsConnected, exact_ids := IsExact} = Known} ->
                     %% One whose client is still there may have gone on after it handed the session over.
-                    Kept = maps:with([sent, packet_ids, backlog], Known),
+                    Kept = maps:with([sent, packet_ids, backlog, comparing], Known),
                     Whole = Kept#{exact_ids => IsExact andalso not IsConnected},
                     maps:from_list([Each || Run =:= run(), Each <- maps:to_list(Whole)]);
                 _ ->
@@ -220,11 +225,15 @@ take_over(#{clientid := ClientId} = ClientInfo, Connecting, SessionInfo, Known) 
     #{expiry_interval := Expiry} = Connecting,
     Window = maps:get(receive_maximum, Connecting, 0),
     Backlog = emqx_redis_backlog:handed_over(maps:get(backlog, Known, none), Window),
-    case adopt(ClientId, Expiry, SessionInfo, Known#{backlog => Backlog}) of
-        {ok, _} ->
-            IsKnown = map_size(Known) > 0 andalso not emqx_redis_backlog:is_unknown(Backlog),
-            IsKnown orelse compare(ClientInfo, Connecting),
-            ok;
+    Own = maps:remove(comparing, Known#{backlog => Backlog}),
+    case adopt(ClientId, Expiry, SessionInfo, Own) of
+        {claimed, _Old, Written} ->
+            case Known of
+                #{comparing := none} -> ok;
+                #{comparing := {Surplus, _}} when Surplus =/= deliver -> compare(Surplus);
+                #{} -> compare(ClientInfo, Connecting)
+            end,
+            Written;
         {error, _} = Error ->
             Error
     end.
@@ -232,38 +241,118 @@ take_over(#{clientid := ClientId} = ClientInfo, Connecting, SessionInfo, Known) 
 %% Nobody knows whether what EMQX holds of the session is what Redis has.
 -spec compare(emqx_redis_broker:client_info(), emqx_redis_broker:conn_info()) -> ok.
 compare(ClientInfo, ConnInfo) ->
-    Window = maps:get(receive_maximum, ConnInfo, 32),
-    MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
-    _ = keep((current())#{backlog := emqx_redis_backlog:unknown(Window, MaxQueue)}),
-    compare(deliver).
-
-%% What only Redis has is to become that.
--spec compare(emqx_redis_reconcile:surplus()) -> ok.
-compare(Surplus) ->
-    #{client_id := ClientId, epoch := Epoch} = current(),
-    emqx_redis_reconcile:session(ClientId, Epoch, Surplus).
-
-%% Has it looked up whether Redis has messages that were routed past the session.
--spec check() -> ok.
-check() ->
-    case is_whole() of
-        true -> compare(check);
-        false -> ok
+    case current() of
+        undefined ->
+            ok;
+        State ->
+            Window = maps:get(receive_maximum, ConnInfo, 32),
+            MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
+            _ = keep(State#{backlog := emqx_redis_backlog:unknown(Window, MaxQueue)}),
+            compare(deliver)
     end.
 
-%% The session holds those messages, and Redis has them too.
--spec held([emqx_redis_message:message_id()]) -> ok.
-held(MessageIds) ->
+%% What only Redis has is to become that. It is remembered until it is done, as the process that does it may
+%% end.
+-spec compare(keep | remove | deliver) -> ok.
+compare(Surplus) ->
     case current() of
-        #{backlog := #{} = Backlog} = State ->
-            _ = keep(State#{backlog := emqx_redis_backlog:held(MessageIds, Backlog)}),
-            load_backlog();
+        undefined ->
+            ok;
+        #{comparing := Comparing} = State ->
+            _ = keep(State#{comparing := {stronger(Surplus, Comparing), none}}),
+            ask()
+    end.
+
+stronger(Surplus, none) -> Surplus;
+stronger(_Surplus, {deliver, _}) -> deliver;
+stronger(keep, {Surplus, _}) -> Surplus;
+stronger(Surplus, _) -> Surplus.
+
+%% Asks once more for what is not done yet, where it is for that process.
+-spec compare_again(Number :: 1..4) -> ok.
+compare_again(Number) ->
+    case current() of
+        #{client_id := ClientId} ->
+            _ = emqx_redis_reconcile:number(ClientId) =:= Number andalso ask(),
+            ok;
+        undefined ->
+            ok
+    end.
+
+ask() ->
+    case current() of
+        #{client_id := ClientId, epoch := Epoch, comparing := {Surplus, _}} ->
+            emqx_redis_reconcile:session(ClientId, Epoch, Surplus);
         _ ->
             ok
     end.
 
-%% Writes a session that EMQX has as it is, and answers what Redis had: `undefined' where there was none.
--spec adopt(client_id(), non_neg_integer(), map(), map()) -> {ok, term()} | {error, term()}.
+%% Has it looked up whether Redis has messages that were routed past the session.
+-spec check() -> ok.
+check() ->
+    case current() of
+        #{client_id := ClientId, epoch := Epoch, comparing := none} ->
+            _ = is_whole() andalso emqx_redis_reconcile:session(ClientId, Epoch, check),
+            ok;
+        _ ->
+            ok
+    end.
+
+%% The session is about to be looked at: what leaves it from now on may be among what is found.
+-spec looking() -> ok.
+looking() ->
+    case current() of
+        #{comparing := {Surplus, _}} = State ->
+            _ = keep(State#{comparing := {Surplus, #{}}}),
+            ok;
+        _ ->
+            ok
+    end.
+
+%% The session held those messages when it was looked at, and Redis has them, some of them since then.
+-spec compared(emqx_redis_reconcile:surplus(), Ids, Ids) -> ok when
+    Ids :: #{emqx_redis_message:message_id() => []}.
+compared(Surplus, Held, Stored) ->
+    case current() of
+        #{comparing := {Surplus, #{} = Left}, backlog := Backlog} = State ->
+            Done = keep(State#{comparing := none}),
+            Gone = maps:keys(Left),
+            note_again(maps:without(Gone, Stored), Done),
+            take_up(maps:without(Gone, Held), maps:without(Gone, Stored), Backlog, Done);
+        _ ->
+            ok
+    end.
+
+%% With which packet ids they were sent could not be noted before they were stored.
+note_again(Stored, #{sent := Sent, exact_ids := true} = State) ->
+    #{client_id := ClientId, epoch := Epoch} = State,
+    maps:foreach(
+        fun(Id, Mark) -> emqx_redis_acks:mark(ClientId, Epoch, Id, Mark) end,
+        maps:with(maps:keys(Stored), Sent)
+    );
+note_again(_Stored, _State) ->
+    ok.
+
+take_up(_Held, _Stored, none, _State) ->
+    ok;
+take_up(Held, Stored, Backlog, State) ->
+    case emqx_redis_backlog:is_unknown(Backlog) of
+        false ->
+            _ = keep(State#{backlog := emqx_redis_backlog:add_known(Stored, Backlog)}),
+            ok;
+        true ->
+            _ =
+                case emqx_redis_backlog:held(Held, Backlog) of
+                    {load, Next} -> load_page(keep(State#{backlog := Next}));
+                    {wait, Next} -> keep(State#{backlog := Next})
+                end,
+            ok
+    end.
+
+%% Writes a session that EMQX has as it is, and answers what Redis had (`undefined' where there was none), and
+%% what came of writing.
+-spec adopt(client_id(), non_neg_integer(), map(), map()) ->
+    {claimed, Old :: term(), ok | {error, term()}} | {error, term()}.
 adopt(ClientId, Expiry, SessionInfo, Known) ->
     Subscriptions = subscriptions(maps:to_list(maps:get(subscriptions, SessionInfo))),
     case emqx_redis_session:claim_session(ClientId, #{}) of
@@ -289,10 +378,7 @@ adopt(ClientId, Expiry, SessionInfo, Known) ->
                 fun() -> add_subscriptions(State, Changed) end,
                 fun() -> delete_subscriptions(ClientId, Gone) end
             ]),
-            case Written of
-                ok -> {ok, Old};
-                {error, _} = Error -> Error
-            end;
+            {claimed, Old, Written};
         {error, _} = Error ->
             Error
     end.
@@ -327,7 +413,8 @@ new(ClientId, Epoch, #{subscriptions := Subscriptions} = Stored) ->
         packet_ids => emqx_redis_packet_ids:new(),
         exact_ids => true,
         sent => #{},
-        backlog => none
+        backlog => none,
+        comparing => none
     },
     emqx_redis_owned:put(ClientId, Epoch),
     keep(State).
@@ -372,9 +459,13 @@ is_whole() ->
 
 run() -> persistent_term:get(?RUN, none).
 
+%% When this run of the plugin began, in milliseconds.
+-spec run_began() -> integer().
+run_began() -> element(2, run()).
+
 %% The plugin starts.
 -spec begin_run() -> ok.
-begin_run() -> persistent_term:put(?RUN, erlang:unique_integer()).
+begin_run() -> persistent_term:put(?RUN, {erlang:unique_integer(), now_ms()}).
 
 %% It is stopped, and misses from now on what becomes of sessions.
 -spec end_run() -> ok.
@@ -398,9 +489,9 @@ delivered(MessageId, IsOwn, IsDup) ->
         #{packet_ids := Ids, sent := Sent, exact_ids := Exact} = State ->
             #{client_id := ClientId, epoch := Epoch} = State,
             {PacketId, Reserve, Next} = emqx_redis_packet_ids:next(Ids),
-            Exact andalso IsOwn andalso
-                emqx_redis_acks:mark(ClientId, Epoch, MessageId, {PacketId, sent}),
-            reserve(Reserve, keep(State#{packet_ids := Next, sent := Sent#{MessageId => PacketId}}))
+            Mark = {PacketId, sent},
+            Exact andalso IsOwn andalso emqx_redis_acks:mark(ClientId, Epoch, MessageId, Mark),
+            reserve(Reserve, keep(State#{packet_ids := Next, sent := Sent#{MessageId => Mark}}))
     end.
 
 %% A shared group's message has left the session.
@@ -425,8 +516,12 @@ reserve(reserve, #{packet_ids := Ids, stored := Stored} = State) ->
 -spec received(emqx_redis_message:message_id()) -> ok.
 received(MessageId) ->
     case current() of
-        #{sent := #{MessageId := PacketId}, client_id := ClientId, epoch := Epoch, exact_ids := true} ->
-            emqx_redis_acks:mark(ClientId, Epoch, MessageId, {PacketId, received});
+        #{sent := #{MessageId := {PacketId, _}} = Sent, exact_ids := IsExact} = State ->
+            #{client_id := ClientId, epoch := Epoch} = State,
+            Mark = {PacketId, received},
+            _ = keep(State#{sent := Sent#{MessageId := Mark}}),
+            _ = IsExact andalso emqx_redis_acks:mark(ClientId, Epoch, MessageId, Mark),
+            ok;
         _ ->
             ok
     end.
@@ -439,10 +534,15 @@ completed(MessageId) ->
             ok;
         #{client_id := ClientId, epoch := Epoch, sent := Sent, backlog := Backlog} = State ->
             emqx_redis_acks:ack(ClientId, Epoch, MessageId),
-            Left = keep(State#{sent := maps:remove(MessageId, Sent)}),
+            Left = keep(note_left(MessageId, State#{sent := maps:remove(MessageId, Sent)})),
             Backlog =/= none andalso advance(MessageId, Backlog, Left),
             ok
     end.
+
+note_left(MessageId, #{comparing := {Surplus, #{} = Left}} = State) ->
+    State#{comparing := {Surplus, Left#{MessageId => []}}};
+note_left(_MessageId, State) ->
+    State.
 
 advance(MessageId, Backlog, State) ->
     case emqx_redis_backlog:completed(MessageId, Backlog) of
@@ -670,10 +770,10 @@ rewrite() ->
             ok;
         State ->
             _ = keep(State#{dirty := true}),
-            case refresh() of
-                ok -> compare(keep);
-                {error, _} = Error -> Error
-            end
+            Written = refresh(),
+            %% And the messages, which may be missing there for the same reason.
+            compare(keep),
+            Written
     end.
 
 %% Another node has the session: this process writes nothing any more, and its connection ends.

@@ -217,7 +217,7 @@ refuse_publish(Reason, Message) ->
     case emqx_redis_availability:tolerates(Reason) of
         true ->
             emqx_redis_plugin_stats:count(publishes_unstored),
-            ok;
+            emqx_redis_availability:unstored();
         false ->
             emqx_redis_plugin_stats:count(publishes_refused),
             log(warning, "refused a message", Reason),
@@ -322,8 +322,14 @@ on_handle_info(_ClientInfo, {emqx_redis_storage, check}, _Acc) ->
     emqx_redis_client_session:check();
 on_handle_info(ClientInfo, {emqx_redis_storage, compare}, _Acc) ->
     or_note("look for messages that only Redis has", fun() -> emqx_redis_adopt:look_again(ClientInfo) end);
-on_handle_info(_ClientInfo, {emqx_redis_storage, {held, Ids}}, _Acc) ->
-    emqx_redis_client_session:held(Ids);
+on_handle_info(_ClientInfo, {emqx_redis_storage, {compare_again, Number}}, _Acc) ->
+    emqx_redis_client_session:compare_again(Number);
+on_handle_info(_ClientInfo, {emqx_redis_storage, compare_missing}, _Acc) ->
+    emqx_redis_client_session:compare(keep);
+on_handle_info(_ClientInfo, {emqx_redis_storage, looking}, _Acc) ->
+    emqx_redis_client_session:looking();
+on_handle_info(_ClientInfo, {emqx_redis_storage, {compared, Surplus, Held, Stored}}, _Acc) ->
+    emqx_redis_client_session:compared(Surplus, Held, Stored);
 on_handle_info(_ClientInfo, {emqx_redis_storage, load_backlog}, _Acc) ->
     emqx_redis_client_session:load_backlog();
 on_handle_info(_ClientInfo, _Message, _Acc) ->

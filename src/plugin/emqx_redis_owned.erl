@@ -4,7 +4,7 @@
 
 -behaviour(gen_server).
 
--export([start_link/0, put/2, delete/1, lost/2, tell_all/1]).
+-export([start_link/0, put/2, delete/1, lost/2, tell_all/1, tell_everywhere/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -type client_id() :: emqx_redis_session:client_id().
@@ -39,6 +39,12 @@ lost(ClientId, Epoch) ->
 %% Sends every channel a message, in slices.
 -spec tell_all(term()) -> ok.
 tell_all(Message) -> gen_server:cast(?MODULE, {tell, Message}).
+
+%% The same on all nodes.
+-spec tell_everywhere(term()) -> ok.
+tell_everywhere(Message) ->
+    abcast = gen_server:abcast(emqx_redis_broker:nodes(), ?MODULE, {tell, Message}),
+    ok.
 
 %%--------------------------------------------------------------------
 %% gen_server

@@ -93,6 +93,7 @@ init(plugin) ->
     ok = emqx_redis_plugin_stats:init(),
     ok = emqx_redis_plugin_log:init(),
     ok = emqx_redis_client_session:begin_run(),
+    ok = emqx_redis_reconcile:prepare(),
     Restored = #{
         id => emqx_redis_restored_sup,
         start => {supervisor, start_link, [{local, emqx_redis_restored_sup}, ?MODULE, restored]},
@@ -104,7 +105,6 @@ init(plugin) ->
         emqx_redis_availability,
         emqx_redis_discards,
         emqx_redis_ghosts,
-        emqx_redis_reconcile,
         emqx_redis_strays,
         emqx_redis_groups
     ],
@@ -113,8 +113,12 @@ init(plugin) ->
         #{id => Name, start => {emqx_redis_acks, start_link, [Name]}}
      || Name <- emqx_redis_acks:names()
     ],
+    Reconcile = [
+        #{id => Name, start => {emqx_redis_reconcile, start_link, [Worker]}}
+     || {_, Name} = Worker <- emqx_redis_reconcile:names()
+    ],
     %% The last: from then on clients' sessions are kept.
-    Children = Workers ++ Acks ++ [Restored, worker(emqx_redis_hook_keeper)],
+    Children = Workers ++ Acks ++ Reconcile ++ [Restored, worker(emqx_redis_hook_keeper)],
     {ok, {#{strategy => one_for_one, intensity => 10, period => 10}, Children}};
 init(restored) ->
     Channel = #{

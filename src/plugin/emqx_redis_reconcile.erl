@@ -6,214 +6,298 @@
 %% what Redis lacks of it is stored. What only Redis has is either behind what was handed to EMQX, and is
 %% delivered, or was acknowledged unseen, and is removed.
 %%
-%% Only a channel's own process can be asked for what its session holds, and it can't ask itself from a
-%% hook: so one process here does it for all, one session after another.
+%% Only a channel's process can be asked for what its session holds, and it can't ask itself from a hook: so
+%% some processes here do it for all, each for some of the clients, one session after another. A channel
+%% remembers what it has asked for until it is answered (`emqx_redis_client_session'), and takes it along
+%% where its session goes.
 -module(emqx_redis_reconcile).
 
 -behaviour(gen_server).
 
--export([start_link/0, session/3, group_member/2, all_told/0, is_settled/0, is_idle/0]).
+-export([prepare/0, names/0, start_link/1]).
+-export([session/3, number/1, group_member/3, all_told/0, is_settled/0, is_idle/0]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -type client_id() :: emqx_redis_session:client_id().
 -type message_id() :: emqx_redis_message:message_id().
-%% What becomes of a message that only Redis has. `keep': it stays as it is. `check': the channel is told
-%% that there is one.
+%% What becomes of a message that only Redis has. `keep': it stays as it is. `remove': it was acknowledged
+%% by a client of this node while the plugin was stopped. `check': the channel is told that there is one.
 -type surplus() :: keep | deliver | remove | check.
 -export_type([surplus/0]).
 
 -record(task, {
     client_id :: client_id(),
     channel :: pid(),
-    %% `none': only what the session holds for shared groups is of interest.
+    %% `{groups, Member}': only what the session holds for shared groups is of interest.
+    what :: surplus() | {groups, client_id() | pid()},
     epoch :: emqx_redis_session:epoch() | none,
-    surplus = keep :: surplus(),
     attempts = 1 :: pos_integer(),
+    %% What was stored here so far.
+    stored = #{} :: #{message_id() => []},
     %% What only Redis had at the first look.
-    seen = none :: none | [message_id()]
+    seen = none :: none | #{message_id() => []}
 }).
 
--define(TABLE, ?MODULE).
-%% A channel may be busy or not be registered yet, and Redis may be away: so many attempts are made at once,
-%% with so many milliseconds between, later ones ten times as far apart.
--define(ATTEMPTS, 10).
+-record(state, {
+    number :: 1..4,
+    %% Tasks that wait for another attempt.
+    waiting = 0 :: non_neg_integer()
+}).
+
+-define(WORKERS, 4).
+-define(SETTLED, {?MODULE, settled}).
+%% A channel may be busy or not be registered yet, and Redis may be away: so many attempts are made soon, so
+%% many milliseconds apart, later ones ten times as far apart.
+-define(SOON, 10).
 -define(RETRY, 500).
--define(CALL_TIMEOUT, 5000).
-%% What is published now is in Redis before it is in a session: how long it may be on its way.
--define(PATIENCE, 3000).
+-define(CALL_TIMEOUT, 1000).
+%% What is published now is in Redis before it is in a session. How long it may be on its way, in
+%% milliseconds, before it counts as acknowledged unseen, and before it counts as routed elsewhere.
+-define(ACKNOWLEDGED_AFTER, 10000).
+-define(STRAY_AFTER, 8000).
 -define(PAGE, 500).
 
--spec start_link() -> gen_server:start_ret().
-start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+%% Before the first process starts.
+-spec prepare() -> ok.
+prepare() -> persistent_term:put(?SETTLED, atomics:new(?WORKERS, [])).
 
-%% The calling process is the client's channel and holds that epoch.
+-spec names() -> [{1..4, atom()}].
+names() ->
+    [
+        {1, emqx_redis_reconcile_1},
+        {2, emqx_redis_reconcile_2},
+        {3, emqx_redis_reconcile_3},
+        {4, emqx_redis_reconcile_4}
+    ].
+
+-spec start_link({1..4, atom()}) -> gen_server:start_ret().
+start_link({Number, Name}) -> gen_server:start_link({local, Name}, ?MODULE, Number, []).
+
+%% The calling process is the client's channel and holds that epoch. It is told what came of it by messages
+%% `{emqx_redis_storage, looking}' before its session is looked at, `{emqx_redis_storage, {compared,
+%% Surplus, Held, Stored}}' in the end: which messages the session held at the last look, and which of them
+%% were stored only now. `check' has no such end.
 -spec session(client_id(), emqx_redis_session:epoch(), surplus()) -> ok.
 session(ClientId, Epoch, Surplus) ->
-    gen_server:cast(
-        ?MODULE, #task{client_id = ClientId, channel = self(), epoch = Epoch, surplus = Surplus}
-    ).
+    ask(#task{client_id = ClientId, channel = self(), what = Surplus, epoch = Epoch}).
 
-%% The process is the channel of a client whose session is not persistent, and which is a member of shared
-%% groups.
--spec group_member(client_id(), pid()) -> ok.
-group_member(ClientId, Channel) ->
-    gen_server:cast(?MODULE, #task{client_id = ClientId, channel = Channel, epoch = none}).
+%% The calling process is the channel of a member of shared groups. `Member': as `emqx_redis_groups:hold/2'
+%% has it.
+-spec group_member(client_id(), pid(), client_id() | pid()) -> ok.
+group_member(ClientId, Channel, Member) ->
+    ask(#task{client_id = ClientId, channel = Channel, what = {groups, Member}, epoch = none}).
+
+ask(#task{client_id = ClientId} = Task) ->
+    {_, Name} = lists:keyfind(number(ClientId), 1, names()),
+    gen_server:cast(Name, Task).
+
+%% Which of the processes has the client.
+-spec number(client_id()) -> 1..4.
+number(ClientId) -> 1 + erlang:phash2(ClientId, ?WORKERS).
 
 %% All channels of this node were told that the plugin runs.
 -spec all_told() -> ok.
-all_told() -> gen_server:cast(?MODULE, all_told).
+all_told() -> lists:foreach(fun({_, Name}) -> gen_server:cast(Name, all_told) end, names()).
 
 %% Whether it is known what the sessions of this node hold for shared groups.
 -spec is_settled() -> boolean().
-is_settled() -> ets:whereis(?TABLE) =/= undefined andalso ets:member(?TABLE, settled).
+is_settled() ->
+    Settled = persistent_term:get(?SETTLED),
+    lists:all(fun(Number) -> atomics:get(Settled, Number) =:= 1 end, lists:seq(1, ?WORKERS)).
 
-%% Whether it has nothing to do.
+%% Whether there is nothing to do but what waits for another attempt.
 -spec is_idle() -> boolean().
 is_idle() ->
-    case whereis(?MODULE) of
-        undefined -> false;
-        Pid -> process_info(Pid, message_queue_len) =:= {message_queue_len, 0}
-    end.
+    lists:all(
+        fun({_, Name}) ->
+            Pid = whereis(Name),
+            Pid =/= undefined andalso process_info(Pid, message_queue_len) =:= {message_queue_len, 0}
+        end,
+        names()
+    ).
 
 %%--------------------------------------------------------------------
 %% gen_server
 %%--------------------------------------------------------------------
 
-init([]) ->
+init(Number) ->
     process_flag(message_queue_data, off_heap),
-    ?TABLE = ets:new(?TABLE, [named_table]),
-    {ok, none}.
+    %% An earlier process may have ended in the middle of something.
+    emqx_redis_owned:tell_all({compare_again, Number}),
+    {ok, #state{number = Number}}.
 
 handle_call(_Request, _From, State) -> {reply, {error, unknown_call}, State}.
 
 handle_cast(#task{} = Task, State) ->
-    run(Task),
-    {noreply, State};
+    {noreply, run(Task, State)};
 %% Behind all that they have asked for.
+handle_cast(all_told, #state{waiting = 0, number = Number} = State) ->
+    ok = atomics:put(persistent_term:get(?SETTLED), Number, 1),
+    is_settled() andalso emqx_redis_groups:look(),
+    {noreply, State};
 handle_cast(all_told, State) ->
-    ets:insert_new(?TABLE, {settled}) andalso emqx_redis_groups:look(),
+    _ = erlang:send_after(?RETRY, self(), all_told),
     {noreply, State}.
 
-handle_info({run, Task}, State) ->
-    run(Task),
-    {noreply, State};
+handle_info({run, Task}, #state{waiting = Waiting} = State) ->
+    {noreply, run(Task, State#state{waiting = Waiting - 1})};
+handle_info(all_told, State) ->
+    handle_cast(all_told, State);
 handle_info(_Message, State) ->
     {noreply, State}.
 
 %%--------------------------------------------------------------------
-%% Internal
+%% A task, and when it is made again
 %%--------------------------------------------------------------------
 
-run(Task) ->
-    case attempt(Task) of
-        done -> ok;
-        {again, Next} -> later(?PATIENCE, Next);
-        {error, Reason} -> retry(Reason, Task)
+run(Task, State) ->
+    try attempt(Task) of
+        done -> State;
+        {later, Milliseconds, Next} -> later(Milliseconds, Next, State);
+        {error, Reason} -> retry(Reason, Task, State);
+        {error, Reason, Next} -> retry(Reason, Next, State)
+    catch
+        Class:Reason:Stack ->
+            emqx_redis_plugin_log:log(error, "defect", {Class, Reason, Stack}),
+            retry({Class, Reason}, Task, State)
     end.
 
-attempt(#task{epoch = none} = Task) ->
+%% A session that was taken over is its new channel's matter.
+retry(Reason, #task{channel = Channel, attempts = Attempts} = Task, State) ->
+    Attempts =:= ?SOON andalso
+        emqx_redis_plugin_log:log(warning, "could not compare a session with Redis yet", Reason),
+    case is_process_alive(Channel) of
+        true when Attempts < ?SOON -> later(?RETRY, Task#task{attempts = Attempts + 1}, State);
+        true -> later(?RETRY * 10, Task#task{attempts = Attempts + 1}, State);
+        false -> State
+    end.
+
+later(Milliseconds, Task, #state{waiting = Waiting} = State) ->
+    _ = erlang:send_after(Milliseconds, self(), {run, Task}),
+    State#state{waiting = Waiting + 1}.
+
+attempt(#task{what = {groups, _}} = Task) ->
     case held(Task) of
-        {ok, _Messages} -> done;
-        {error, _} = Error -> Error
-    end;
-%% Most have nothing in Redis.
-attempt(#task{surplus = check, seen = none, client_id = ClientId} = Task) ->
-    case emqx_redis_message:get_messages(ClientId, 0, 1) of
-        {ok, []} -> done;
-        {ok, _} -> attempt_held(Task);
-        {error, {undecodable, _}} -> attempt_held(Task);
+        {ok, _Own} -> done;
         {error, _} = Error -> Error
     end;
 attempt(Task) ->
-    attempt_held(Task).
+    case emqx_redis_availability:is_available() of
+        true -> attempt_available(Task);
+        false -> {error, unavailable}
+    end.
 
-attempt_held(#task{surplus = Surplus} = Task) ->
-    case held(Task) of
-        {ok, []} when Surplus =:= keep -> done;
-        {ok, Held} -> compare(Held, Task);
+%% Most have nothing in Redis.
+attempt_available(#task{what = check, seen = none, client_id = ClientId} = Task) ->
+    case emqx_redis_message:get_messages(ClientId, 0, 1) of
+        {ok, []} -> done;
+        {ok, _} -> compare(Task);
+        {error, {undecodable, _}} -> compare(Task);
         {error, _} = Error -> Error
-    end.
+    end;
+attempt_available(Task) ->
+    compare(Task).
 
-%% A session that is gone, or was taken over, is another's matter.
-retry(Reason, #task{channel = Channel, attempts = Attempts} = Task) ->
-    Attempts =:= ?ATTEMPTS andalso
-        emqx_redis_plugin_log:log(warning, "could not compare a session with Redis yet", Reason),
-    case is_process_alive(Channel) of
-        true when Attempts < ?ATTEMPTS -> later(?RETRY, Task#task{attempts = Attempts + 1});
-        true -> later(?RETRY * ?ATTEMPTS, Task#task{attempts = Attempts + 1});
-        false -> ok
-    end.
-
-later(Milliseconds, Task) ->
-    _ = erlang:send_after(Milliseconds, self(), {run, Task}),
-    ok.
+%%--------------------------------------------------------------------
+%% Comparing
+%%--------------------------------------------------------------------
 
 %% The QoS 1 and 2 messages of the client's own that the session holds, in their order. What it holds for
 %% shared groups is noted.
-held(#task{client_id = ClientId, channel = Channel} = Task) ->
+held(#task{client_id = ClientId, channel = Channel, what = What}) ->
+    Channel ! {emqx_redis_storage, looking},
     case emqx_redis_broker:held_messages(ClientId, Channel, ?CALL_TIMEOUT) of
         {ok, Messages} ->
             {Own, Groups} = lists:partition(
                 fun(Message) -> emqx_redis_broker:group(Message) =:= none end,
                 [Message || Message <- Messages, emqx_redis_broker:qos(Message) > 0]
             ),
-            lists:foreach(fun(Message) -> emqx_redis_groups:hold(member(Task), Message) end, Groups),
+            Member =
+                case What of
+                    {groups, Of} -> Of;
+                    _ -> ClientId
+                end,
+            lists:foreach(fun(Message) -> emqx_redis_groups:hold(Member, Message) end, Groups),
             {ok, Own};
-        {error, _} = Error ->
-            Error
-    end.
-
-%% As `emqx_redis_hooks' names it.
-member(#task{epoch = none, channel = Channel}) -> Channel;
-member(#task{client_id = ClientId}) -> ClientId.
-
-compare(Held, #task{client_id = ClientId} = Task) ->
-    HeldIds = ids(Held),
-    %% What is acknowledged and on its way out is no surplus.
-    case emqx_redis_acks:flush(ClientId) =:= ok andalso stored_ids(ClientId, HeldIds, Task) of
-        false ->
-            {error, busy};
-        {ok, Stored} ->
-            Missing = [It || It <- Held, not is_map_key(emqx_redis_broker:message_id(It), Stored)],
-            case store(Missing, Task) of
-                ok -> settle(maps:keys(maps:without(maps:keys(HeldIds), Stored)), HeldIds, Task);
-                {error, _} = Error -> Error
-            end;
         {error, _} = Error ->
             Error
     end.
 
 ids(Messages) -> maps:from_keys([emqx_redis_broker:message_id(It) || It <- Messages], []).
 
-%% Of those that Redis has, all, or until all that are looked for were found.
-stored_ids(ClientId, Wanted, #task{surplus = Surplus}) -> stored_ids(ClientId, Wanted, Surplus, 0, #{}).
+without(Some, Others) -> maps:without(maps:keys(Others), Some).
 
-stored_ids(ClientId, Wanted, Surplus, Offset, Known) ->
-    case emqx_redis_message:get_messages(ClientId, Offset, ?PAGE) of
-        {ok, Messages} ->
-            Next = maps:merge(Known, maps:from_keys([Id || #{id := Id} <- Messages], [])),
-            HasWanted = map_size(maps:without(maps:keys(Next), Wanted)) =:= 0,
-            IsEnough = HasWanted andalso (Surplus =:= keep orelse Surplus =:= deliver),
-            case IsEnough orelse length(Messages) < ?PAGE of
-                true -> {ok, Next};
-                false -> stored_ids(ClientId, Wanted, Surplus, Offset + length(Messages), Next)
+compare(#task{what = What, stored = StoredHere} = Task) ->
+    case held(Task) of
+        {ok, []} when What =:= keep, map_size(StoredHere) =:= 0 -> tell(#{}, Task);
+        {ok, Held} -> compare(Held, Task);
+        {error, _} = Error -> Error
+    end.
+
+compare(Held, #task{client_id = ClientId, what = What} = Task) ->
+    %% What is acknowledged and on its way out is no surplus.
+    case What =:= keep orelse emqx_redis_acks:flush(ClientId) =:= ok of
+        true -> compare_flushed(Held, Task);
+        false -> {error, busy}
+    end.
+
+compare_flushed(Held, #task{client_id = ClientId} = Task) ->
+    HeldIds = ids(Held),
+    case stored_ids(ClientId, HeldIds, Task) of
+        {ok, Stored} ->
+            Missing = [It || It <- Held, not is_map_key(emqx_redis_broker:message_id(It), Stored)],
+            case store_missing(Missing, Task) of
+                {ok, Next} -> remove_acknowledged(Stored, HeldIds, Next);
+                {error, _} = Error -> Error
             end;
-        %% Whoever reads it in its turn removes it: this only looks.
-        {error, {undecodable, #{message_id := Id}}} ->
-            stored_ids(ClientId, Wanted, Surplus, Offset + 1, Known#{Id => []});
         {error, _} = Error ->
             Error
     end.
 
-store([], _Task) ->
-    ok;
-store(Messages, #task{client_id = ClientId} = Task) ->
+%% Of those that Redis has all, or until all that are looked for were found; each with when it was
+%% published, in milliseconds.
+stored_ids(ClientId, Wanted, #task{what = What}) ->
+    IsAll = What =:= remove orelse What =:= check,
+    stored_ids(ClientId, Wanted, IsAll, 0, #{}).
+
+stored_ids(ClientId, Wanted, IsAll, Offset, Known) ->
+    case emqx_redis_message:get_messages(ClientId, Offset, ?PAGE) of
+        {ok, Messages} ->
+            Read = maps:from_list([{Id, maps:get(published_at, It, 0)} || #{id := Id} = It <- Messages]),
+            Next = maps:merge(Known, Read),
+            IsEnough = not IsAll andalso map_size(without(Wanted, Next)) =:= 0,
+            case IsEnough orelse length(Messages) < ?PAGE of
+                true -> {ok, Next};
+                false -> stored_ids(ClientId, Wanted, IsAll, Offset + length(Messages), Next)
+            end;
+        %% Whoever reads it in its turn removes it: this only looks.
+        {error, {undecodable, #{message_id := Id}}} ->
+            stored_ids(ClientId, Wanted, IsAll, Offset + 1, Known#{Id => 0});
+        {error, _} = Error ->
+            Error
+    end.
+
+%% What the session holds still was not acknowledged just before Redis was asked: it is missing there.
+store_missing([], Task) ->
+    {ok, Task};
+store_missing(Missing, Task) ->
+    case held(Task) of
+        {ok, Held} ->
+            HeldIds = ids(Held),
+            store([It || It <- Missing, is_map_key(emqx_redis_broker:message_id(It), HeldIds)], Task);
+        {error, _} = Error ->
+            Error
+    end.
+
+store([], Task) ->
+    {ok, Task};
+store(Messages, #task{client_id = ClientId, stored = StoredHere} = Task) ->
     Expiring = [{emqx_redis_stored_message:ttl_left(It), It} || It <- Messages],
     Encoded = [{Ttl, emqx_redis_stored_message:encode_held(It)} || {Ttl, It} <- Expiring, Ttl =/= 0],
     case store_all(ClientId, Encoded) of
         ok ->
             emqx_redis_plugin_stats:count(messages_stored_later, length(Encoded)),
-            remove_acknowledged(Messages, Task);
+            {ok, Task#task{stored = maps:merge(StoredHere, ids(Messages))}};
         {error, _} = Error ->
             Error
     end.
@@ -231,35 +315,54 @@ store_all(ClientId, [{Ttl, _} | _] = Messages) ->
     end.
 
 %% An acknowledgement that came between has found nothing to remove; one that comes later finds it.
-remove_acknowledged(Messages, #task{client_id = ClientId, epoch = Epoch} = Task) ->
+remove_acknowledged(Stored, HeldIds, #task{stored = StoredHere} = Task) when map_size(StoredHere) =:= 0 ->
+    settle(without(Stored, HeldIds), HeldIds, Task);
+remove_acknowledged(Stored, _HeldIds, Task) ->
+    #task{client_id = ClientId, epoch = Epoch, stored = StoredHere} = Task,
     case held(Task) of
         {ok, Held} ->
-            Gone = maps:keys(maps:without(maps:keys(ids(Held)), ids(Messages))),
-            lists:foreach(fun(Id) -> emqx_redis_acks:ack(ClientId, Epoch, Id) end, Gone);
-        %% It is delivered once more, if anything.
-        {error, _} ->
-            ok
+            HeldIds = ids(Held),
+            Gone = without(StoredHere, HeldIds),
+            lists:foreach(fun(Id) -> emqx_redis_acks:ack(ClientId, Epoch, Id) end, maps:keys(Gone)),
+            settle(without(without(Stored, HeldIds), Gone), HeldIds, Task);
+        {error, Reason} ->
+            {error, Reason, Task}
     end.
 
-settle(_Surplus, _Held, #task{surplus = keep}) ->
-    done;
-settle(_Surplus, Held, #task{surplus = deliver, channel = Channel}) ->
-    Channel ! {emqx_redis_storage, {held, maps:keys(Held)}},
-    done;
-settle([], _Held, _Task) ->
-    done;
-settle(Surplus, _Held, #task{seen = none} = Task) ->
-    {again, Task#task{seen = Surplus}};
-settle(Surplus, _Held, #task{seen = Seen} = Task) ->
-    Known = maps:from_keys(Seen, []),
-    settle_seen([Id || Id <- Surplus, is_map_key(Id, Known)], Task).
+settle(_Surplus, HeldIds, #task{what = What} = Task) when What =:= keep; What =:= deliver ->
+    tell(HeldIds, Task);
+settle(Surplus, HeldIds, Task) when map_size(Surplus) =:= 0 ->
+    tell(HeldIds, Task);
+settle(Surplus, _HeldIds, #task{what = What, seen = none} = Task) ->
+    Patience =
+        case What of
+            remove -> ?ACKNOWLEDGED_AFTER;
+            check -> ?STRAY_AFTER
+        end,
+    {later, Patience, Task#task{seen = without(Surplus, #{})}};
+settle(Surplus, HeldIds, #task{seen = Seen} = Task) ->
+    {Acknowledged, Strays} = maps:fold(
+        fun(Id, PublishedAt, Acc) -> judge(Id, PublishedAt, Task, Acc) end,
+        {[], []},
+        maps:with(maps:keys(Seen), Surplus)
+    ),
+    #task{client_id = ClientId, channel = Channel, epoch = Epoch} = Task,
+    lists:foreach(fun(Id) -> emqx_redis_acks:ack(ClientId, Epoch, Id) end, Acknowledged),
+    emqx_redis_plugin_stats:count(strays_found, length(Strays)),
+    _ = Strays =/= [] andalso (Channel ! {emqx_redis_storage, compare}),
+    tell(HeldIds, Task).
 
-settle_seen([], _Task) ->
+%% What was published while the plugin was stopped here is in memory, or done with.
+judge(Id, PublishedAt, #task{what = remove}, {Acknowledged, Strays}) ->
+    case PublishedAt < emqx_redis_client_session:run_began() of
+        true -> {[Id | Acknowledged], Strays};
+        false -> {Acknowledged, [Id | Strays]}
+    end;
+judge(Id, _PublishedAt, #task{what = check}, {Acknowledged, Strays}) ->
+    {Acknowledged, [Id | Strays]}.
+
+tell(_HeldIds, #task{what = check}) ->
     done;
-settle_seen(Surplus, #task{surplus = remove, client_id = ClientId, epoch = Epoch}) ->
-    lists:foreach(fun(Id) -> emqx_redis_acks:ack(ClientId, Epoch, Id) end, Surplus),
-    done;
-settle_seen(Surplus, #task{surplus = check, channel = Channel}) ->
-    emqx_redis_plugin_stats:count(strays_found, length(Surplus)),
-    Channel ! {emqx_redis_storage, compare},
+tell(HeldIds, #task{channel = Channel, what = What, stored = StoredHere}) ->
+    Channel ! {emqx_redis_storage, {compared, What, HeldIds, maps:with(maps:keys(HeldIds), StoredHere)}},
     done.

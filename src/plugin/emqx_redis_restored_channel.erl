@@ -169,7 +169,7 @@ into_inflight({{deliver, _, Message} = Delivery, {PacketId, Phase}}, ClientInfo,
     Numbered = emqx_redis_broker:set_session_field(next_pkt_id, PacketId, Session),
     [Enriched] = emqx_redis_broker:enrich(ClientInfo, [Delivery], Numbered),
     Inflight = emqx_redis_broker:into_inflight(ClientInfo, Enriched, Numbered),
-    NewSent = Sent#{emqx_redis_broker:message_id(Message) => PacketId},
+    NewSent = Sent#{emqx_redis_broker:message_id(Message) => {PacketId, Phase}},
     case Phase of
         received -> {emqx_redis_broker:received(PacketId, Inflight), NewSent};
         sent -> {Inflight, NewSent}

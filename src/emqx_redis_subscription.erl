@@ -8,7 +8,7 @@
 
 -export([add_subscription/3, add_subscription/4, delete_subscription/2, delete_subscription/3]).
 -export([add_subscriptions/1, add_subscriptions/2, delete_subscriptions/1, delete_subscriptions/2]).
--export([match_subscriptions/1]).
+-export([match_subscriptions/1, filters/2]).
 
 -type filter() :: binary().
 -type client_id() :: emqx_redis_session:client_id().
@@ -76,6 +76,13 @@ delete_subscriptions(All, Opts) ->
     {ok, [{filter(), client_id(), SubscriptionOptions :: term()}]} | error().
 match_subscriptions(Topic) ->
     emqx_redis_match:match(match_subscriptions, emqx_redis_args:topic(1, Topic)).
+
+%% At most `Limit' filters that have subscriptions, and where to go on; as `emqx_redis_router:topics/2' does.
+-spec filters(Limit :: pos_integer(), start | emqx_redis_router:topics_cursor()) ->
+    {ok, {[filter()], emqx_redis_router:topics_cursor() | done}} | error().
+filters(Limit, Cursor) ->
+    Arguments = {filters, emqx_redis_args:limit(1, Limit), emqx_redis_args:topics_cursor(2, Cursor)},
+    emqx_redis_request:errand(Arguments, undefined).
 
 call(Change, Subscriptions, Opts, Position) ->
     [Version, Timeout, Durability] =

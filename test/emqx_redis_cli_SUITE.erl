@@ -147,10 +147,23 @@ routes(_Config) ->
     {ok, [_ | Rows]} = lines(["routes"]),
     ?assertEqual(
         ["$share/g/a/#", "a/+", "a/b", "z"],
-        [hd(words(Row)) || Row <- Rows, tl(words(Row)) =:= ["n1@h, n2@h"]]
+        [hd(words(Row)) || Row <- Rows, tl(words(Row)) =:= ["0", "n1@h, n2@h"]]
     ),
     ?assertEqual(1, length(json(["routes", "1"]))),
-    #{<<"nodes">> := [<<"n1@h">>, <<"n2@h">>]} = lists:last(json(["routes"])).
+    #{<<"nodes">> := [<<"n1@h">>, <<"n2@h">>]} = lists:last(json(["routes"])),
+    %% A session's subscriptions are what the plugin has.
+    Subscribed = [{<<"a/+">>, <<"c1">>}, {<<"a/+">>, <<"c2">>}, {<<"b/#">>, <<"c1">>}],
+    ok = emqx_redis_subscription:add_subscriptions([{F, C, {1, 0, 1}} || {F, C} <- Subscribed]),
+    ?assertMatch(
+        [
+            #{<<"filter">> := <<"$share/g/a/#">>, <<"clients">> := 0},
+            #{<<"filter">> := <<"a/+">>, <<"clients">> := 2, <<"nodes">> := [_, _]},
+            #{<<"filter">> := <<"a/b">>, <<"clients">> := 0},
+            #{<<"filter">> := <<"b/#">>, <<"clients">> := 1, <<"nodes">> := []},
+            #{<<"filter">> := <<"z">>}
+        ],
+        json(["routes"])
+    ).
 
 fsck(Config) ->
     ok = emqx_redis_session:save_session(<<"c1">>, x),

@@ -34,6 +34,7 @@ cases() ->
         subscriptions_have_options,
         routes_are_cleaned_up_by_hand,
         topics_in_pages,
+        filters_of_subscriptions_in_pages,
         a_database_is_flushed
     ].
 
@@ -173,16 +174,26 @@ topics_in_pages(_Config) ->
     Routes = [{<<"t", (integer_to_binary(N))/binary, "/x">>, n1} || N <- lists:seq(1, 1200)],
     ok = ?ROUTER:add_routes(Routes),
     {ok, Topics} = ?ROUTER:topics(),
-    ?assertEqual(lists:sort(Topics), lists:sort(pages(start))),
+    ?assertEqual(lists:sort(Topics), lists:sort(pages(fun ?ROUTER:topics/2, start))),
     ?assert(length(Topics) >= 1200),
     ok = ?ROUTER:delete_routes(Routes).
 
-pages(done) ->
+filters_of_subscriptions_in_pages(_Config) ->
+    All = [{<<"s", (integer_to_binary(N rem 1200))/binary, "/+">>, client(N), N} || N <- lists:seq(1, 1500)],
+    ok = ?SUBSCRIPTION:add_subscriptions(All),
+    Filters = lists:usort([Filter || {Filter, _, _} <- All]),
+    ?assertEqual(Filters, lists:sort(pages(fun ?SUBSCRIPTION:filters/2, start))),
+    ok = ?SUBSCRIPTION:delete_subscriptions([{Filter, Client} || {Filter, Client, _} <- All]),
+    ?assertEqual([], pages(fun ?SUBSCRIPTION:filters/2, start)).
+
+client(N) -> <<"c", (integer_to_binary(N))/binary>>.
+
+pages(_List, done) ->
     [];
-pages(Cursor) ->
-    {ok, {Topics, Next}} = ?ROUTER:topics(700, Cursor),
+pages(List, Cursor) ->
+    {ok, {Topics, Next}} = List(700, Cursor),
     ?assert(length(Topics) =< 700),
-    Topics ++ pages(Next).
+    Topics ++ pages(List, Next).
 
 %% What a node added for itself it adds again; the rest is gone.
 a_database_is_flushed(Config) ->
@@ -261,6 +272,8 @@ what_is_misused(_Config) ->
             fun() -> ?ROUTER:topics(0, start) end,
             fun() -> ?ROUTER:sync([{0, -1}]) end,
             fun() -> ?ROUTER:topics(1, elsewhere) end,
+            fun() -> ?SUBSCRIPTION:filters(0, start) end,
+            fun() -> ?SUBSCRIPTION:filters(1, elsewhere) end,
             fun() -> ?ROUTER:sync(not_a_version) end,
             fun() -> ?ROUTER:sync([], #{nodes => some}) end,
             fun() -> ?ROUTER:cleanup_routes(1) end,

@@ -33,6 +33,7 @@ rustler::atoms! {
     delete_subscriptions,
     match_subscriptions,
     topics,
+    filters,
     sync,
     cleanup_routes,
     start,

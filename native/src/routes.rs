@@ -121,7 +121,7 @@ fn is_leased() -> bool {
 
 /// `errand(Ref, Timeout, Errand)`: does what takes many questions, or none. Answers `ok`, and one message
 /// `{emqx_redis_reply, Ref, Result}` is certain to come; or `stopped`, and none comes. An errand is `{sync, Versions, All}`,
-/// `{cleanup_routes, Node}` or `{topics, Limit, Cursor}`.
+/// `{cleanup_routes, Node}`, `{topics, Limit, Cursor}`, or `{filters, Limit, Cursor}` for subscriptions.
 #[rustler::nif]
 fn errand<'a>(
     env: Env<'a>,
@@ -150,7 +150,11 @@ fn decode_errand<'a>(env: Env<'a>, errand: Term<'a>) -> NifResult<Errand> {
         [name, node] if is(name, atoms::cleanup_routes()) => Ok(Errand::CleanUp {
             node: node.decode::<Binary<'a>>()?.to_vec(),
         }),
-        [name, limit, after] if is(name, atoms::topics()) => {
+        [name, limit, after] if is(name, atoms::topics()) || is(name, atoms::filters()) => {
+            let space = match is(name, atoms::topics()) {
+                true => Space::Routes,
+                false => Space::Subscriptions,
+            };
             let after = match *after {
                 start if is(&start, atoms::start()) => None,
                 after => {
@@ -160,6 +164,7 @@ fn decode_errand<'a>(env: Env<'a>, errand: Term<'a>) -> NifResult<Errand> {
                 }
             };
             Ok(Errand::Topics {
+                space,
                 limit: limit.decode()?,
                 after,
             })

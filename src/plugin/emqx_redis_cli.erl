@@ -47,7 +47,7 @@ usage() ->
         ["sessions [LIMIT [OFFSET]]", "the sessions in Redis, those saved longest ago first"],
         ["session CLIENT", "a client's session"],
         ["messages CLIENT [LIMIT [OFFSET]]", "the messages that wait for a client"],
-        ["routes [LIMIT]", "the filters that have routes, and to which nodes"],
+        ["routes [LIMIT]", "the filters that have subscriptions of sessions, or routes to nodes"],
         ["fsck [--repair]", "looks for what does not fit together in Redis, and mends it"],
         ["... --json", "the same as JSON"]
     ],
@@ -262,31 +262,51 @@ first_of([Key | Keys], Map) ->
 first_of([], _Map) ->
     "".
 
+%% Those of sessions' subscriptions, and of the library's routes, which the plugin itself does not use.
 routes(Limit) ->
-    case emqx_redis_router:topics(Limit, start) of
-        {ok, {Filters, _}} ->
-            {ok, [#{filter => Filter, nodes => nodes_of(Filter)} || Filter <- lists:usort(Filters)]};
-        {error, _} = Error ->
+    Listed = [emqx_redis_router:topics(Limit, start), emqx_redis_subscription:filters(Limit, start)],
+    case [Error || {error, _} = Error <- Listed] of
+        [] ->
+            Filters = lists:usort(lists:append([Filters || {ok, {Filters, _}} <- Listed])),
+            {ok, [route(Filter) || Filter <- lists:sublist(Filters, Limit)]};
+        [Error | _] ->
             Error
     end.
 
 %% Of all that matches a name that the filter matches, its own.
-nodes_of(Filter) ->
+route(Filter) ->
+    Name = example(Filter),
+    Routes = matches(emqx_redis_router:match_routes(Name)),
+    Subscriptions = matches(emqx_redis_subscription:match_subscriptions(Name)),
+    #{
+        filter => Filter,
+        nodes => [Node || {Matching, Node} <- Routes, Matching =:= Filter],
+        clients => length([Client || {Matching, Client, _} <- Subscriptions, Matching =:= Filter])
+    }.
+
+matches({ok, Found}) -> lists:sort(Found);
+matches({error, _}) -> [].
+
+example(Filter) ->
     Real =
         case binary:split(Filter, <<"/">>, [global]) of
             [<<"$share">>, _Group | Levels] -> Levels;
             Levels -> Levels
         end,
-    Name = lists:join(<<"/">>, [case L of <<"+">> -> <<"x">>; <<"#">> -> <<"x">>; _ -> L end || L <- Real]),
-    case emqx_redis_router:match_routes(iolist_to_binary(Name)) of
-        {ok, Routes} -> lists:sort([Node || {Matching, Node} <- Routes, Matching =:= Filter]);
-        {error, _} -> []
-    end.
+    Names = [
+        case Level of
+            <<"+">> -> <<"x">>;
+            <<"#">> -> <<"x">>;
+            _ -> Level
+        end
+     || Level <- Real
+    ],
+    iolist_to_binary(lists:join(<<"/">>, Names)).
 
 format_routes(Routes) ->
-    table([["FILTER", "NODES"] | [
-        [Filter, lists:join(", ", [atom_to_list(Node) || Node <- Nodes])]
-     || #{filter := Filter, nodes := Nodes} <- Routes
+    table([["FILTER", "SESSIONS", "NODES"] | [
+        [Filter, Clients, lists:join(", ", [atom_to_list(Node) || Node <- Nodes])]
+     || #{filter := Filter, clients := Clients, nodes := Nodes} <- Routes
     ]]).
 
 %%--------------------------------------------------------------------

@@ -47,10 +47,11 @@ pub(super) async fn clean_up(
     Ok(Answer::Count(deleted))
 }
 
-/// Lists filters, shard by shard.
+/// Lists the filters of a table, shard by shard.
 pub(super) async fn topics(
     engine: &Weak<Engine>,
     context: &Context,
+    space: Space,
     limit: usize,
     after: Option<TopicsCursor>,
 ) -> Result<Answer, Error> {
@@ -64,7 +65,7 @@ pub(super) async fn topics(
         let most = LISTED.min(limit - filters.len());
         let after = last.clone();
         let reply = ask(engine, shard, move |context| {
-            page_call(context, shard, Space::Routes, &after, most, 0)
+            page_call(context, shard, space, &after, most, 0)
         });
         let unexpected = || Error::unexpected_reply("page_routes");
         let Frame::Array(reply) = reply.await? else {

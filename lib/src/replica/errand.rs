@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::request::{Answer, Responder};
+use crate::route_scripts::Space;
 
 /// Where a listing goes on: a shard, the last filter and its score.
 pub type TopicsCursor = (u16, Bytes, Bytes);
@@ -30,8 +31,10 @@ pub enum Errand {
         /// Its name.
         node: Vec<u8>,
     },
-    /// List filters that have routes. Answers them and where to go on.
+    /// List the filters of a table. Answers them and where to go on.
     Topics {
+        /// Which one.
+        space: Space,
         /// How many at most.
         limit: usize,
         /// Behind this one.
@@ -72,9 +75,11 @@ pub(crate) fn run(
             match errand {
                 Errand::Sync { versions, all } => sync::run(&engine, &context, versions, all).await,
                 Errand::CleanUp { node } => by_hand::clean_up(&engine, &context, &node).await,
-                Errand::Topics { limit, after } => {
-                    by_hand::topics(&engine, &context, limit, after).await
-                }
+                Errand::Topics {
+                    space,
+                    limit,
+                    after,
+                } => by_hand::topics(&engine, &context, space, limit, after).await,
             }
         };
         let result = tokio::time::timeout_at(deadline.into(), work).await;
@@ -95,6 +100,7 @@ mod tests {
         let (sender, mut receiver) = oneshot::channel();
         let context = Context::new(&Config::default(), Vec::new(), Arc::default());
         let errand = Errand::Topics {
+            space: Space::Routes,
             limit: 1,
             after: None,
         };

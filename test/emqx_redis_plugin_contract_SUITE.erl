@@ -689,6 +689,7 @@ what_a_session_holds(Config) ->
         [maps:get(payload, to_map(Config, Message)) || Message <- Messages]
     end,
     ?assertEqual([<<"a">>, <<"b">>, <<"c">>, <<"d">>], Payloads()),
+    ?assertEqual({ok, 3}, call(Config, ?BROKER, next_packet_id, [id(Config), Pid, 5000])),
     ok = ?CLIENT:ack(C, First),
     [_] = ?CLIENT:receive_messages(C, 1),
     ?assertEqual([<<"b">>, <<"c">>, <<"d">>], Payloads()),
@@ -698,6 +699,8 @@ what_a_session_holds(Config) ->
     ?assertEqual([<<"b">>, <<"c">>, <<"d">>], Payloads()),
     [Idle] = channel(Config, Other),
     ?assertEqual({ok, []}, Held(Other, Idle)),
+    ?assertEqual({ok, 4}, call(Config, ?BROKER, next_packet_id, [id(Config), Pid, 5000])),
+    ?assertMatch({error, _}, call(Config, ?BROKER, next_packet_id, [Other, Pid, 5000])),
     ?assertMatch({error, _}, Held(id(Config, <<"nobody">>), Pid)).
 
 %% As the plugin's own: it holds a session for a client that is to come.

@@ -42,7 +42,8 @@ groups() ->
             what_nobody_can_read_locks_nobody_out,
             a_session_gone_from_redis_is_written_before_a_puback,
             a_subscription_without_a_session_is_deleted_by_the_first_publish,
-            a_filter_that_emqx_refuses_does_not_stay
+            a_filter_that_emqx_refuses_does_not_stay,
+            groups_that_nobody_uses_are_forgotten
         ]},
         {own_brokers, [parallel], [
             a_connection_under_way_while_the_plugin_starts_deletes_nothing,
@@ -282,6 +283,18 @@ a_subscription_without_a_session_is_deleted_by_the_first_publish(Config) ->
     {ok, _} = publish(publisher(Config), Topic, <<"x">>),
     await([], fun() -> matching(Config, Topic) end),
     ?assertEqual([], stored(Config)).
+
+%% Long after they were joined, unless a session is subscribed yet or a message is left.
+groups_that_nobody_uses_are_forgotten(Config) ->
+    C = connect(Config, #{}),
+    1 = ?CLIENT:subscribe(C, <<"$share/used/g/#">>, 1),
+    Groups = [{Name, <<"g/#">>} || Name <- [<<"used">>, <<"left">>, <<"unused">>]],
+    ok = store(Config, <<0, "$share/left/g/#">>, #{id => <<"1">>, payload => <<"x">>}),
+    LongAgo = call(Config, erlang, monotonic_time, [second]) - 4000,
+    [true = call(Config, ets, insert, [emqx_redis_groups_known, {Group, LongAgo}]) || Group <- Groups],
+    _ = call(Config, erlang, send, [emqx_redis_groups, round]),
+    Known = fun(Group) -> call(Config, ets, member, [emqx_redis_groups_known, Group]) end,
+    await([true, true, false], fun() -> [Known(Group) || Group <- Groups] end).
 
 a_filter_that_emqx_refuses_does_not_stay(Config) ->
     [Refused | Granted] = [<<"quota/", N>> || N <- "01234"],

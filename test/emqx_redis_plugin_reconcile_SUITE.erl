@@ -41,6 +41,7 @@ groups() ->
             a_qos_2_exchange_of_an_outage_goes_on,
             a_comparison_that_is_broken_off_is_begun_anew,
             comparing_under_load_delivers_nothing_twice,
+            packet_ids_are_known_again,
             a_message_that_was_routed_past_its_session_comes
         ]}
     ].
@@ -231,12 +232,14 @@ a_message_that_takes_its_time_to_be_routed_stays(Config) ->
     ok = call(Own, emqx_hooks, put, ['message.publish', {?MODULE, take_time, []}, -2]),
     Request = ?CLIENT:publish_async(P, Topic, <<"slow">>, #{qos => 1}),
     {reply, {ok, 0}} = gen_server:receive_response(Request, 30000),
-    [_ | _] = receive_all(C, 1),
-    timer:sleep(1000),
+    [_] = receive_all(C, 1),
+    %% The session is looked at a second time meanwhile.
+    timer:sleep(8000),
     ?assertEqual([<<"slow">>], stored(Own)),
+    ?assertEqual([], ?CLIENT:messages(C)),
     stop(Own).
 
-take_time(_Message) -> timer:sleep(14000).
+take_time(_Message) -> timer:sleep(6000).
 
 messages_of_an_outage_are_delivered_once_behind_a_backlog(Config) ->
     {Own, Topic, Payloads, C} = with_backlog(Config, 60),
@@ -347,6 +350,52 @@ comparing_under_load_delivers_nothing_twice(Config) ->
     await([], fun() -> stored(Own) end),
     ?assertEqual([], ?CLIENT:messages(C)),
     stop(Own).
+
+%% After a takeover from a connection that lived, and after a time without the plugin.
+packet_ids_are_known_again(Config) ->
+    First = start(Config, #{}),
+    Topic = <<"ids/1">>,
+    P = publisher(First),
+    Old = connect(First, #{acks => manual}),
+    1 = ?CLIENT:subscribe(Old, Topic, 1),
+    {ok, 0} = ?CLIENT:publish(P, Topic, <<"one">>, #{qos => 1}),
+    [#{packet_id := One}] = receive_all(Old, 1),
+    {ok, C, #{session_present := true}} = ?CLIENT:connect(options(First, #{acks => manual})),
+    [#{packet_id := One, dup := true}] = receive_all(C, 1),
+    IsExact = fun() ->
+        [Channel] = call(First, emqx_cm, lookup_channels, [id(First)]),
+        {dictionary, Dictionary} = call(First, erlang, process_info, [Channel, dictionary]),
+        {_, #{exact_ids := Exact}} = lists:keyfind(emqx_redis_session, 1, Dictionary),
+        Exact
+    end,
+    await(IsExact),
+    {ok, 0} = ?CLIENT:publish(P, Topic, <<"two">>, #{qos => 1}),
+    [#{packet_id := Two}] = receive_all(C, 1),
+    Marks = fun() -> lists:sort(emqx_redis_test_plugin:marks(First)) end,
+    await([{One, sent}, {Two, sent}], Marks),
+    ok = ?NODE:stop_plugin(broker(First)),
+    {ok, 0} = ?CLIENT:publish(P, Topic, <<"unseen">>, #{qos => 1}),
+    [_] = receive_all(C, 1),
+    ok = ?NODE:start_plugin(broker(First)),
+    await([<<"one">>, <<"two">>, <<"unseen">>], fun() -> stored(First) end),
+    await(IsExact),
+    {ok, 0} = ?CLIENT:publish(P, Topic, <<"three">>, #{qos => 1}),
+    [#{packet_id := Three}] = receive_all(C, 1),
+    await([{One, sent}, {Two, sent}, {Three, sent}], Marks),
+    ok = ?NODE:kill(broker(First)),
+    Second = start_again(First),
+    {ok, Again, #{session_present := true}} = ?CLIENT:connect(options(Second, #{})),
+    ?assertMatch(
+        [
+            #{payload := <<"one">>, packet_id := One, dup := true},
+            #{payload := <<"two">>, packet_id := Two, dup := true},
+            #{payload := <<"three">>, packet_id := Three, dup := true},
+            #{payload := <<"unseen">>, dup := false}
+        ],
+        receive_all(Again, 4)
+    ),
+    await([], fun() -> stored(Second) end),
+    stop(Second).
 
 %%--------------------------------------------------------------------
 %% Internal

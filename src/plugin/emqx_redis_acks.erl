@@ -39,14 +39,14 @@
     count = 0 :: non_neg_integer(),
     timer :: reference() | undefined,
     %% Packet ids to be noted: those that came since the timer was set, and those before.
-    young = #{} :: #{{client_id(), epoch()} => #{binary() => emqx_redis_message:mark()}},
-    old = #{} :: #{{client_id(), epoch()} => #{binary() => emqx_redis_message:mark()}},
+    young = #{} :: #{client_id() => {epoch(), #{binary() => emqx_redis_message:mark()}}},
+    old = #{} :: #{client_id() => {epoch(), #{binary() => emqx_redis_message:mark()}}},
     note_timer :: reference() | undefined,
     requests = #{} :: #{
         reference() => {emqx_redis_storage:request_id(), {client_id(), epoch()}, [binary()]}
     },
-    %% Who waits until nothing of a client is left here.
-    flushing = [] :: [{client_id(), gen_server:from(), Until :: integer()}]
+    %% Who waits until those requests are done.
+    flushing = [] :: [{gen_server:from(), #{reference() => []}}]
 }).
 
 -spec start_link(atom()) -> gen_server:start_ret().
@@ -64,12 +64,13 @@ ack(ClientId, Epoch, MessageId) -> gen_server:cast(name(ClientId), {ack, {Client
 mark(ClientId, Epoch, MessageId, Mark) ->
     gen_server:cast(name(ClientId), {mark, {ClientId, Epoch}, MessageId, Mark}).
 
-%% Waits until what the client has acknowledged so far is done, or has failed for good.
--spec flush(client_id()) -> ok | {error, timeout | stopped}.
+%% Waits until what the client has acknowledged so far is done, or has failed for good, and until all packet
+%% ids that are known are noted.
+-spec flush(client_id()) -> ok | {error, timeout | stopped | failed}.
 flush(ClientId) -> flush(node(), ClientId).
 
 %% The same on another node.
--spec flush(node(), client_id()) -> ok | {error, timeout | stopped}.
+-spec flush(node(), client_id()) -> ok | {error, timeout | stopped | failed}.
 flush(Node, ClientId) ->
     try
         gen_server:call({name(ClientId), Node}, {flush, ClientId}, ?FLUSH_TIMEOUT)
@@ -90,18 +91,25 @@ init([]) ->
     {ok, #state{}}.
 
 handle_call({flush, ClientId}, From, State) ->
-    Until = erlang:monotonic_time(millisecond) + ?FLUSH_TIMEOUT,
-    Flushing = [{ClientId, From, Until} | State#state.flushing],
-    {noreply, answer_flushed(send(State#state{flushing = Flushing}))}.
+    #state{requests = Requests, flushing = Flushing} = Sent = send_now(ClientId, note_now(ClientId, State)),
+    case [{Ref, []} || {Ref, {_, {Client, _}, _}} <- maps:to_list(Requests), Client =:= ClientId] of
+        [] -> {reply, ok, Sent};
+        Refs -> {noreply, Sent#state{flushing = [{From, maps:from_list(Refs)} | Flushing]}}
+    end.
 
 handle_cast({ack, Owner, MessageId}, #state{young = Young, old = Old} = State) ->
     Unmarked = State#state{
         young = unmark(Owner, MessageId, Young), old = unmark(Owner, MessageId, Old)
     },
     {noreply, wait(Owner, [MessageId], 1, ?LINGER, Unmarked)};
-handle_cast({mark, Owner, MessageId, Mark}, #state{young = Young} = State) ->
-    Marks = maps:get(Owner, Young, #{}),
-    {noreply, set_note_timer(State#state{young = Young#{Owner => Marks#{MessageId => Mark}}})}.
+handle_cast({mark, {ClientId, Epoch}, MessageId, Mark}, #state{young = Young} = State) ->
+    Marks =
+        case Young of
+            #{ClientId := {Epoch, Known}} -> Known;
+            _ -> #{}
+        end,
+    Next = Young#{ClientId => {Epoch, Marks#{MessageId => Mark}}},
+    {noreply, set_note_timer(State#state{young = Next})}.
 
 handle_info(send, State) ->
     {noreply, send(State#state{timer = undefined})};
@@ -115,7 +123,7 @@ handle_info({emqx_redis_reply, Ref, _} = Message, #state{requests = Requests} = 
         {{RequestId, Owner, Ids}, Left} ->
             {reply, Result} = emqx_redis_storage:check_response(Message, RequestId),
             Done = done(Result, Owner, Ids, State#state{requests = Left}),
-            {noreply, answer_flushed(send_waiting(Done))};
+            {noreply, answer_flushed(Ref, is_done(Result), send_waiting(Done))};
         error ->
             {noreply, State}
     end;
@@ -170,14 +178,40 @@ set_note_timer(#state{young = Young, old = Old, note_timer = undefined} = State)
 set_note_timer(State) ->
     State.
 
-unmark(Owner, MessageId, Marks) ->
+unmark({ClientId, Epoch}, MessageId, Marks) ->
     case Marks of
-        #{Owner := #{MessageId := _} = Known} when map_size(Known) =:= 1 -> maps:remove(Owner, Marks);
-        #{Owner := #{MessageId := _} = Known} -> Marks#{Owner := maps:remove(MessageId, Known)};
-        _ -> Marks
+        #{ClientId := {Epoch, #{MessageId := _} = Known}} when map_size(Known) =:= 1 ->
+            maps:remove(ClientId, Marks);
+        #{ClientId := {Epoch, #{MessageId := _} = Known}} ->
+            Marks#{ClientId := {Epoch, maps:remove(MessageId, Known)}};
+        _ ->
+            Marks
     end.
 
-note(Owner, Marks, Requests) -> note_some(Owner, maps:to_list(Marks), Requests).
+%% Ahead of others.
+send_now(ClientId, #state{waiting = Waiting} = State) ->
+    Owners = [Owner || {Client, _} = Owner <- maps:keys(Waiting), Client =:= ClientId],
+    lists:foldl(
+        fun(Owner, #state{waiting = Left} = Next) ->
+            {Ids, Others} = maps:take(Owner, Left),
+            request(Owner, lists:reverse(Ids), Next#state{waiting = Others})
+        end,
+        State,
+        Owners
+    ).
+
+%% Later the session may be another epoch's.
+note_now(ClientId, #state{young = Young, old = Old} = State) ->
+    Notes = [{ClientId, Marks} || #{ClientId := Marks} <- [Old, Young]],
+    State#state{
+        young = maps:remove(ClientId, Young),
+        old = maps:remove(ClientId, Old),
+        requests = lists:foldl(
+            fun({Client, Marks}, Requests) -> note(Client, Marks, Requests) end, State#state.requests, Notes
+        )
+    }.
+
+note(ClientId, {Epoch, Marks}, Requests) -> note_some({ClientId, Epoch}, maps:to_list(Marks), Requests).
 
 note_some(_Owner, [], Requests) ->
     Requests;
@@ -224,14 +258,24 @@ done({error, _}, _Owner, [], State) ->
 done({error, _}, Owner, Ids, State) ->
     wait(Owner, lists:reverse(Ids), length(Ids), ?RETRY, State).
 
-answer_flushed(#state{flushing = []} = State) ->
+%% Also what fails since the session is another's by now.
+is_done({error, {stale_epoch, _}}) -> ok;
+is_done({error, fenced}) -> ok;
+is_done({error, _}) -> {error, failed};
+is_done(_) -> ok.
+
+answer_flushed(_Ref, _Result, #state{flushing = []} = State) ->
     State;
-answer_flushed(#state{flushing = Flushing} = State) ->
-    Now = erlang:monotonic_time(millisecond),
-    Waiting = [ClientId || {ClientId, _} <- maps:keys(State#state.waiting)],
-    UnderWay = [ClientId || {_, {ClientId, _}, _} <- maps:values(State#state.requests)],
-    Busy = maps:from_keys(Waiting ++ UnderWay, []),
-    Alive = [It || {_, _, Until} = It <- Flushing, Until > Now],
-    {Wait, Done} = lists:partition(fun({ClientId, _, _}) -> is_map_key(ClientId, Busy) end, Alive),
-    _ = [gen_server:reply(From, ok) || {_, From, _} <- Done],
-    State#state{flushing = Wait}.
+answer_flushed(Ref, Result, #state{flushing = Flushing} = State) ->
+    State#state{flushing = lists:filtermap(fun(Each) -> flushed(Ref, Result, Each) end, Flushing)}.
+
+flushed(Ref, Result, {From, Refs}) when is_map_key(Ref, Refs) ->
+    case {Result, maps:remove(Ref, Refs)} of
+        {ok, Left} when map_size(Left) > 0 ->
+            {true, {From, Left}};
+        _ ->
+            gen_server:reply(From, Result),
+            false
+    end;
+flushed(_Ref, _Result, _Flushing) ->
+    true.

@@ -9,9 +9,9 @@
 
 -spec adopt(emqx_redis_broker:client_info()) -> ok | {error, term()}.
 adopt(ClientInfo) ->
-    case emqx_redis_client_session:is_kept() of
-        true -> ok;
-        false -> adopt_unkept(ClientInfo)
+    case emqx_redis_client_session:current() of
+        undefined -> adopt_unkept(ClientInfo);
+        _ -> ok
     end.
 
 adopt_unkept(#{clientid := ClientId} = ClientInfo) ->
@@ -36,30 +36,30 @@ adopt(#{clientid := ClientId} = ClientInfo, #{expiry_interval := Expiry} = ConnI
     Subscribed = subscriptions(ClientId, maps:get(subscriptions, SessionInfo, #{})),
     Info = #{
         subscriptions => Subscribed,
+        connected => maps:get(connected, ConnInfo, true),
         created_at => maps:get(created_at, SessionInfo, erlang:system_time(millisecond))
     },
     %% By the plugin before that was stopped and started again.
-    WasKept = emqx_redis_client_session:current() =/= undefined,
-    WasWhole = emqx_redis_client_session:is_whole(),
+    Earlier = emqx_redis_client_session:earlier(),
     case emqx_redis_client_session:adopt(ClientId, Expiry, Info, #{}) of
         {claimed, Old, Written} ->
-            compare(Old, WasKept, WasWhole, Subscribed, ClientInfo, ConnInfo),
+            compare(Old, Earlier, Subscribed, ClientInfo, ConnInfo),
             Written;
         {error, _} = Error ->
             Error
     end.
 
-compare(undefined, _WasKept, _WasWhole, _Subscribed, _ClientInfo, _ConnInfo) ->
+compare(undefined, _Earlier, _Subscribed, _ClientInfo, _ConnInfo) ->
     emqx_redis_client_session:compare(keep);
 %% It had all that Redis had. What it has no more was acknowledged meanwhile.
-compare(_Old, _WasKept, true, _Subscribed, _ClientInfo, _ConnInfo) ->
+compare(_Old, whole, _Subscribed, _ClientInfo, _ConnInfo) ->
     emqx_redis_client_session:compare(remove);
-compare(_Old, true, false, _Subscribed, ClientInfo, ConnInfo) ->
+compare(_Old, in_part, _Subscribed, ClientInfo, ConnInfo) ->
     emqx_redis_client_session:compare(ClientInfo, ConnInfo);
-compare(#{subscriptions := Old}, false, _, Subscribed, ClientInfo, #{clean_start := false} = ConnInfo) ->
+compare(#{subscriptions := Old}, unknown, Subscribed, ClientInfo, #{clean_start := false} = ConnInfo) ->
     subscribe_again(ClientInfo, Old, Subscribed),
     emqx_redis_client_session:compare(ClientInfo, ConnInfo);
-compare(_Old, false, _, _Subscribed, #{clientid := ClientId}, _ConnInfo) ->
+compare(_Old, unknown, _Subscribed, #{clientid := ClientId}, _ConnInfo) ->
     begin_anew(ClientId).
 
 %% Nothing of the old session is to be seen again.
@@ -74,7 +74,7 @@ begin_anew(ClientId) ->
 %% Redis has messages for a session that was handed all of them.
 -spec look_again(emqx_redis_broker:client_info()) -> ok.
 look_again(#{clientid := ClientId} = ClientInfo) ->
-    case emqx_redis_client_session:is_whole() andalso emqx_redis_broker:channel_info(ClientId, self()) of
+    case emqx_redis_broker:channel_info(ClientId, self()) of
         #{conninfo := ConnInfo} -> emqx_redis_client_session:compare(ClientInfo, ConnInfo);
         _ -> ok
     end.

@@ -16,8 +16,15 @@
 -define(UNSTORED, {?MODULE, unstored}).
 %% How long a message may be on its way to sessions, in milliseconds.
 -define(ROUTED_AFTER, 5000).
+%% Not oftener than that.
+-define(MADE_GOOD_EACH, 30000).
 
 -type policy() :: reject | degrade.
+
+-record(state, {
+    was_connected = true :: boolean(),
+    made_good = never :: never | integer()
+}).
 
 -spec start_link() -> gen_server:start_ret().
 start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
@@ -65,13 +72,13 @@ init([]) ->
     persistent_term:put(?KEY, {true, policy()}),
     persistent_term:put(?UNSTORED, atomics:new(1, [])),
     _ = erlang:send_after(?INTERVAL, self(), look),
-    {ok, true}.
+    {ok, #state{}}.
 
-handle_call(_Request, _From, Was) -> {reply, {error, unknown_call}, Was}.
+handle_call(_Request, _From, State) -> {reply, {error, unknown_call}, State}.
 
-handle_cast(_Request, Was) -> {noreply, Was}.
+handle_cast(_Request, State) -> {noreply, State}.
 
-handle_info(look, Was) ->
+handle_info(look, #state{was_connected = Was} = State) ->
     _ = erlang:send_after(?INTERVAL, self(), look),
     %% EMQX takes all collectors out when its own settings of Prometheus change.
     ok = emqx_redis_prometheus:register(),
@@ -79,15 +86,14 @@ handle_info(look, Was) ->
     Now = {Is, policy()},
     persistent_term:get(?KEY) =:= Now orelse persistent_term:put(?KEY, Now),
     changed(Was, Is),
-    Is andalso make_good(),
-    {noreply, Is};
-handle_info(unstored, Was) ->
+    {noreply, make_good(State#state{was_connected = Is})};
+handle_info(unstored, State) ->
     emqx_redis_owned:tell_everywhere(compare_missing),
-    {noreply, Was};
-handle_info(_Message, Was) ->
-    {noreply, Was}.
+    {noreply, State};
+handle_info(_Message, State) ->
+    {noreply, State}.
 
-terminate(_Reason, _Was) ->
+terminate(_Reason, _State) ->
     emqx_redis_broker:deactivate_alarm(?ALARM).
 
 %%--------------------------------------------------------------------
@@ -96,10 +102,15 @@ terminate(_Reason, _Was) ->
 
 is_connected() -> maps:get(connected, emqx_redis_storage:status(), false).
 
-make_good() ->
-    case atomics:exchange(persistent_term:get(?UNSTORED), 1, 0) of
-        0 -> ok;
-        1 -> erlang:send_after(?ROUTED_AFTER, self(), unstored)
+make_good(#state{was_connected = IsConnected, made_good = MadeGood} = State) ->
+    Now = erlang:monotonic_time(millisecond),
+    IsTime = IsConnected andalso (MadeGood =:= never orelse Now - MadeGood >= ?MADE_GOOD_EACH),
+    case IsTime andalso atomics:exchange(persistent_term:get(?UNSTORED), 1, 0) of
+        1 ->
+            _ = erlang:send_after(?ROUTED_AFTER, self(), unstored),
+            State#state{made_good = Now};
+        _ ->
+            State
     end.
 
 changed(Same, Same) ->

@@ -9,8 +9,8 @@
 %% All functions run in the process of the client's channel, or of the restored one that stands in for it.
 -module(emqx_redis_backlog).
 
--export([first_page/5, is_refused/2, completed/2, load/4, go_on/1, handed_over/2]).
--export([unknown/2, is_unknown/1, held/2, add_known/2]).
+-export([first_page/5, is_refused/2, completed/2, load/5, go_on/1, handed_over/2]).
+-export([unknown/2, is_unknown/1, held/2, add_known/2, has_room/2]).
 -export([set_stored/2, is_marked/1]).
 
 -export_type([state/0]).
@@ -80,14 +80,19 @@ unknown(Window, MaxQueue) -> (new(Window, MaxQueue))#{unknown := true}.
 is_unknown(#{unknown := Unknown}) -> Unknown;
 is_unknown(none) -> false.
 
-%% It is known now: the session holds those. `load': it has room for the next page.
--spec held(#{emqx_redis_message:message_id() => []}, state()) -> {wait | load, state()}.
-held(Ids, #{low := Low} = State) ->
-    Next = State#{known := Ids, unknown := false},
-    case map_size(Ids) < Low of
-        true -> {load, Next};
-        false -> {wait, Next}
-    end.
+%% It is known now: the session holds those.
+-spec held(#{emqx_redis_message:message_id() => []}, state()) -> state().
+held(Ids, State) -> State#{known := Ids, unknown := false}.
+
+%% Whether the session can take the next page. Of a client that is away all may stand in the queue, which is
+%% twice as long as a page.
+-spec has_room(state(), IsConnected :: boolean()) -> boolean().
+has_room(#{unknown := true}, _IsConnected) -> false;
+has_room(#{known := Known, low := Low} = State, IsConnected) ->
+    map_size(Known) < Low andalso room(State, IsConnected) > 0.
+
+room(#{page := Page}, true) -> Page;
+room(#{known := Known, page := Page}, false) -> min(Page, 2 * Page - map_size(Known)).
 
 %% The session holds those beside, and Redis has them since now.
 -spec add_known(#{emqx_redis_message:message_id() => []}, state()) -> state().
@@ -221,13 +226,12 @@ due(#{not_before := NotBefore}) ->
 %% Has the next page delivered to the calling process. Live messages that came meanwhile and wait to be
 %% taken by it stand behind the page, but for those that are in it, or stand behind it in Redis. `Sent':
 %% what is under way already.
--spec load(owner(), subscriptions(), #{emqx_redis_message:message_id() => term()}, state()) -> state().
-load(_Owner, _Subscriptions, _Sent, #{unknown := true} = State) ->
-    State;
-load({ClientId, _} = Owner, Subscriptions, Sent, #{page := Page} = State) ->
+-spec load(owner(), subscriptions(), Sent, IsConnected :: boolean(), state()) -> state() when
+    Sent :: #{emqx_redis_message:message_id() => term()}.
+load({ClientId, _} = Owner, Subscriptions, Sent, IsConnected, State) ->
     case emqx_redis_availability:is_available() andalso emqx_redis_acks:flush(ClientId) of
         ok ->
-            case read(Owner, Subscriptions, Sent, State, Page) of
+            case read(Owner, Subscriptions, Sent, State, room(State, IsConnected)) of
                 {ok, Deliveries, Next} ->
                     deliver(Deliveries, Next),
                     go_on(Next);

@@ -18,7 +18,7 @@
 -export([take_over/1, enrich/3, enqueue/3, into_inflight/3, received/2]).
 -export([register_channel/4, unregister_channel/1, forget_channel/2]).
 -export([unlock/1, is_channel/1]).
--export([lookup_channels/1, all_channels/0, channel_info/2, held_messages/3]).
+-export([lookup_channels/1, all_channels/0, channel_info/2, held_messages/3, next_packet_id/3]).
 -export([drain_deliveries/0, redispatch/3, group/1]).
 
 -export_type([message/0, delivery/0, session/0, client_info/0, conn_info/0, topic_filter/0]).
@@ -163,13 +163,11 @@ filter_to_binary({share, Group, Filter}) -> <<"$share/", Group/binary, "/", Filt
 filter_to_binary(Filter) -> Filter.
 
 -spec filter_from_binary(binary()) -> topic_filter().
-filter_from_binary(<<"$share/", Rest/binary>> = Filter) ->
-    case binary:split(Rest, <<"/">>) of
-        [Group, Real] -> call(emqx_topic, make_shared_record, [Group, Real]);
-        [_] -> Filter
-    end;
 filter_from_binary(Filter) ->
-    Filter.
+    case emqx_redis_filter:group(Filter) of
+        {Group, Real} -> call(emqx_topic, make_shared_record, [Group, Real]);
+        none -> Filter
+    end.
 
 %% With the client's mount point before it.
 -spec mount(client_info(), topic_filter()) -> topic_filter().
@@ -315,11 +313,32 @@ channel_info(ClientId, Pid) -> call(emqx_cm, do_get_chan_info, [ClientId, Pid]).
 %% goes from there is not missed.
 -spec held_messages(binary(), pid(), timeout()) -> {ok, [message()]} | {error, term()}.
 held_messages(ClientId, Pid, Timeout) ->
+    case ask_channel(ClientId, Pid, [{Which, #{limit => ?ALL}} || Which <- ?HELD], Timeout) of
+        {ok, [{Queued, _}, {Sent, _}]} -> {ok, Sent ++ without(Sent, Queued)};
+        {ok, Other} -> {error, {no_messages, Other}};
+        {error, _} = Error -> Error
+    end.
+
+%% With which packet id its session sends the next message. Never of the calling process.
+-spec next_packet_id(binary(), pid(), timeout()) -> {ok, 1..65535} | {error, term()}.
+next_packet_id(ClientId, Pid, Timeout) ->
+    case ask_channel(ClientId, Pid, [stats], Timeout) of
+        {ok, [Stats]} when is_list(Stats) ->
+            case proplists:get_value(next_pkt_id, Stats) of
+                Id when is_integer(Id) -> {ok, Id};
+                Other -> {error, {no_packet_id, Other}}
+            end;
+        {ok, Other} ->
+            {error, {no_stats, Other}};
+        {error, _} = Error ->
+            Error
+    end.
+
+ask_channel(ClientId, Pid, Requests, Timeout) ->
     case channel_info(ClientId, Pid) of
         #{conninfo := #{conn_mod := Module}} ->
-            try [call(Module, call, [Pid, {Which, #{limit => ?ALL}}, Timeout]) || Which <- ?HELD] of
-                [{Queued, _}, {Sent, _}] -> {ok, Sent ++ without(Sent, Queued)};
-                Other -> {error, {no_messages, Other}}
+            try
+                {ok, [call(Module, call, [Pid, Request, Timeout]) || Request <- Requests]}
             catch
                 exit:Reason -> {error, Reason}
             end;

@@ -275,7 +275,7 @@ routes(Limit) ->
 
 %% Of all that matches a name that the filter matches, its own.
 route(Filter) ->
-    Name = example(Filter),
+    Name = emqx_redis_filter:example(Filter),
     Routes = matches(emqx_redis_router:match_routes(Name)),
     Subscriptions = matches(emqx_redis_subscription:match_subscriptions(Name)),
     #{
@@ -286,22 +286,6 @@ route(Filter) ->
 
 matches({ok, Found}) -> lists:sort(Found);
 matches({error, _}) -> [].
-
-example(Filter) ->
-    Real =
-        case binary:split(Filter, <<"/">>, [global]) of
-            [<<"$share">>, _Group | Levels] -> Levels;
-            Levels -> Levels
-        end,
-    Names = [
-        case Level of
-            <<"+">> -> <<"x">>;
-            <<"#">> -> <<"x">>;
-            _ -> Level
-        end
-     || Level <- Real
-    ],
-    iolist_to_binary(lists:join(<<"/">>, Names)).
 
 format_routes(Routes) ->
     table([["FILTER", "SESSIONS", "NODES"] | [

@@ -13,11 +13,11 @@
 
 -export([connecting/1, expected/0, found/1]).
 -export([created/2, resumed/2, adopt/4, known/1, compare/1, compare/2, compare_again/1]).
--export([check/0, looking/0, compared/3]).
+-export([check/0, looking/0, storing/1, not_looking/0, compared/3, counting/0, next_packet_id/1]).
 -export([subscribing/2, subscribed/2, unsubscribed/1, confirm_subscriptions/0]).
 -export([disconnected/1, ended/0, discard_stored/1, refresh/0, rewrite/0, lost/1]).
 -export([delivered/3, received/1, completed/1, forget_sent/1]).
--export([load_backlog/0, current/0, is_kept/0, is_whole/0]).
+-export([load_backlog/0, current/0, earlier/0]).
 -export([begin_run/0, end_run/0, run_began/0]).
 
 -export_type([state/0, stored/0]).
@@ -51,12 +51,16 @@
     packet_ids := emqx_redis_packet_ids:state(),
     %% Whether these are the very ids that EMQX gives out, or only ahead of them.
     exact_ids := boolean(),
+    %% The packet ids to come when EMQX was asked for its own.
+    counted := emqx_redis_packet_ids:state() | none,
     %% The packet ids of messages that are under way.
-    sent := #{emqx_redis_message:message_id() => emqx_redis_message:mark()},
+    sent := #{emqx_redis_message:message_id() => emqx_redis_message:mark() | unknown},
     backlog := emqx_redis_backlog:state() | none,
-    %% What of the session was asked to be compared with Redis, and while it is looked at, what has left it
-    %% since.
-    comparing := {emqx_redis_reconcile:surplus(), #{emqx_redis_message:message_id() => []} | none} | none
+    %% How many messages may be in flight, and how many queued.
+    room := {non_neg_integer(), non_neg_integer() | infinity} | none,
+    %% Of its subscriptions, when they were written other than by SUBSCRIBE.
+    version := none | emqx_redis_router:version(),
+    comparing := emqx_redis_comparing:state()
 }.
 
 -define(SESSION, emqx_redis_session).
@@ -210,9 +214,12 @@ known(Pid) ->
         {dictionary, Dictionary} ->
             case lists:keyfind(?SESSION, 1, Dictionary) of
                 {_, #{run := Run, connected := IsConnected, exact_ids := IsExact} = Known} ->
-                    %% One whose client is still there may have gone on after it handed the session over.
+                    %% One whose client is still there may go on before it hands the session over.
                     Kept = maps:with([sent, packet_ids, backlog, comparing], Known),
-                    Whole = Kept#{exact_ids => IsExact andalso not IsConnected},
+                    Whole = Kept#{
+                        exact_ids => IsExact andalso not IsConnected,
+                        has_pages_to_come => IsConnected andalso maps:get(backlog, Known) =/= none
+                    },
                     maps:from_list([Each || Run =:= run(), Each <- maps:to_list(Whole)]);
                 _ ->
                     #{}
@@ -225,18 +232,26 @@ take_over(#{clientid := ClientId} = ClientInfo, Connecting, SessionInfo, Known) 
     #{expiry_interval := Expiry} = Connecting,
     Window = maps:get(receive_maximum, Connecting, 0),
     Backlog = emqx_redis_backlog:handed_over(maps:get(backlog, Known, none), Window),
-    Own = maps:remove(comparing, Known#{backlog => Backlog}),
+    Own = maps:without([comparing, has_pages_to_come], Known#{backlog => Backlog}),
     case adopt(ClientId, Expiry, SessionInfo, Own) of
         {claimed, _Old, Written} ->
-            case Known of
-                #{comparing := none} -> ok;
-                #{comparing := {Surplus, _}} when Surplus =/= deliver -> compare(Surplus);
-                #{} -> compare(ClientInfo, Connecting)
+            case what_to_compare(Known) of
+                none -> ok;
+                deliver -> compare(ClientInfo, Connecting);
+                Surplus -> compare(Surplus)
             end,
             Written;
         {error, _} = Error ->
             Error
     end.
+
+what_to_compare(#{has_pages_to_come := true}) -> deliver;
+what_to_compare(#{comparing := Comparing, exact_ids := IsExact}) ->
+    case emqx_redis_comparing:strongest(Comparing) of
+        none when not IsExact -> keep;
+        Surplus -> Surplus
+    end;
+what_to_compare(#{}) -> deliver.
 
 %% Nobody knows whether what EMQX holds of the session is what Redis has.
 -spec compare(emqx_redis_broker:client_info(), emqx_redis_broker:conn_info()) -> ok.
@@ -247,7 +262,7 @@ compare(ClientInfo, ConnInfo) ->
         State ->
             Window = maps:get(receive_maximum, ConnInfo, 32),
             MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
-            _ = keep(State#{backlog := emqx_redis_backlog:unknown(Window, MaxQueue)}),
+            _ = keep(State#{room := {Window, MaxQueue}}),
             compare(deliver)
     end.
 
@@ -259,53 +274,80 @@ compare(Surplus) ->
         undefined ->
             ok;
         #{comparing := Comparing} = State ->
-            _ = keep(State#{comparing := {stronger(Surplus, Comparing), none}}),
-            ask()
+            {What, Next} = emqx_redis_comparing:request(Surplus, Comparing),
+            Kept = keep(State#{comparing := Next}),
+            What =:= ask andalso ask(Kept),
+            ok
     end.
-
-stronger(Surplus, none) -> Surplus;
-stronger(_Surplus, {deliver, _}) -> deliver;
-stronger(keep, {Surplus, _}) -> Surplus;
-stronger(Surplus, _) -> Surplus.
 
 %% Asks once more for what is not done yet, where it is for that process.
 -spec compare_again(Number :: 1..4) -> ok.
 compare_again(Number) ->
     case current() of
-        #{client_id := ClientId} ->
-            _ = emqx_redis_reconcile:number(ClientId) =:= Number andalso ask(),
+        #{client_id := ClientId, comparing := #{}} = State ->
+            emqx_redis_reconcile:number(ClientId) =:= Number andalso ask(State),
             ok;
-        undefined ->
-            ok
-    end.
-
-ask() ->
-    case current() of
-        #{client_id := ClientId, epoch := Epoch, comparing := {Surplus, _}} ->
-            emqx_redis_reconcile:session(ClientId, Epoch, Surplus);
         _ ->
             ok
     end.
+
+ask(#{comparing := Comparing} = State) -> ask(emqx_redis_comparing:current(Comparing), State).
+
+ask(Surplus, #{client_id := ClientId, epoch := Epoch, exact_ids := IsExact, version := Version}) ->
+    emqx_redis_reconcile:session(ClientId, Epoch, Surplus, #{
+        version => Version, is_id_wanted => not IsExact andalso Surplus =/= check
+    }).
 
 %% Has it looked up whether Redis has messages that were routed past the session.
 -spec check() -> ok.
 check() ->
     case current() of
-        #{client_id := ClientId, epoch := Epoch, comparing := none} ->
-            _ = is_whole() andalso emqx_redis_reconcile:session(ClientId, Epoch, check),
+        #{comparing := none, backlog := Backlog} = State ->
+            is_all(Backlog) andalso ask(check, State),
             ok;
         _ ->
             ok
     end.
 
-%% The session is about to be looked at: what leaves it from now on may be among what is found.
+%% The session is about to be looked at. If nobody knows what it holds, nothing is to come from Redis until
+%% somebody does.
 -spec looking() -> ok.
 looking() ->
     case current() of
-        #{comparing := {Surplus, _}} = State ->
-            _ = keep(State#{comparing := {Surplus, #{}}}),
+        #{comparing := Comparing, backlog := Backlog, room := Room} = State ->
+            Known = emqx_redis_comparing:current(Comparing) =/= deliver orelse
+                emqx_redis_backlog:is_unknown(Backlog),
+            Next =
+                case {Known, Room} of
+                    {false, {Window, MaxQueue}} -> emqx_redis_backlog:unknown(Window, MaxQueue);
+                    _ -> Backlog
+                end,
+            _ = keep(State#{comparing := emqx_redis_comparing:looking(Comparing), backlog := Next}),
+            ok;
+        undefined ->
+            ok
+    end.
+
+%% Those that the session holds are about to be stored, and do not come from Redis.
+-spec storing(#{emqx_redis_message:message_id() => []}) -> ok.
+storing(Ids) ->
+    case current() of
+        #{comparing := Comparing, backlog := #{} = Backlog} = State ->
+            Held = maps:without(maps:keys(emqx_redis_comparing:left(Comparing)), Ids),
+            _ = keep(State#{backlog := emqx_redis_backlog:add_known(Held, Backlog)}),
             ok;
         _ ->
+            ok
+    end.
+
+%% Nothing came of it yet.
+-spec not_looking() -> ok.
+not_looking() ->
+    case current() of
+        #{comparing := Comparing} = State ->
+            _ = keep(State#{comparing := emqx_redis_comparing:not_looking(Comparing)}),
+            ok;
+        undefined ->
             ok
     end.
 
@@ -314,24 +356,49 @@ looking() ->
     Ids :: #{emqx_redis_message:message_id() => []}.
 compared(Surplus, Held, Stored) ->
     case current() of
-        #{comparing := {Surplus, #{} = Left}, backlog := Backlog} = State ->
-            Done = keep(State#{comparing := none}),
-            Gone = maps:keys(Left),
+        #{comparing := #{current := Surplus} = Comparing, backlog := Backlog} = State ->
+            Next = emqx_redis_comparing:done(Comparing),
+            Done = keep(State#{comparing := Next}),
+            Gone = maps:keys(emqx_redis_comparing:left(Comparing)),
             note_again(maps:without(Gone, Stored), Done),
-            take_up(maps:without(Gone, Held), maps:without(Gone, Stored), Backlog, Done);
+            take_up(maps:without(Gone, Held), maps:without(Gone, Stored), Backlog, Done),
+            Next =/= none andalso ask(current()),
+            ok;
         _ ->
             ok
     end.
 
 %% With which packet ids they were sent could not be noted before they were stored.
-note_again(Stored, #{sent := Sent, exact_ids := true} = State) ->
-    #{client_id := ClientId, epoch := Epoch} = State,
+note_again(Stored, #{sent := Sent, client_id := ClientId, epoch := Epoch}) ->
     maps:foreach(
-        fun(Id, Mark) -> emqx_redis_acks:mark(ClientId, Epoch, Id, Mark) end,
+        fun
+            (_Id, unknown) -> ok;
+            (Id, Mark) -> emqx_redis_acks:mark(ClientId, Epoch, Id, Mark)
+        end,
         maps:with(maps:keys(Stored), Sent)
-    );
-note_again(_Stored, _State) ->
-    ok.
+    ).
+
+%% EMQX is about to be asked for its next packet id.
+-spec counting() -> ok.
+counting() ->
+    case current() of
+        #{exact_ids := false, packet_ids := Ids} = State ->
+            _ = keep(State#{counted := Ids}),
+            ok;
+        _ ->
+            ok
+    end.
+
+%% It was that. If nothing was sent since, it is that still.
+-spec next_packet_id(1..65535) -> ok.
+next_packet_id(Id) ->
+    case current() of
+        #{exact_ids := false, packet_ids := Ids, counted := Ids} = State ->
+            Exact = State#{exact_ids := true, packet_ids := emqx_redis_packet_ids:from(Id)},
+            reserve(reserve, keep(Exact));
+        _ ->
+            ok
+    end.
 
 take_up(_Held, _Stored, none, _State) ->
     ok;
@@ -341,13 +408,10 @@ take_up(Held, Stored, Backlog, State) ->
             _ = keep(State#{backlog := emqx_redis_backlog:add_known(Stored, Backlog)}),
             ok;
         true ->
-            _ =
-                case emqx_redis_backlog:held(Held, Backlog) of
-                    {load, Next} -> load_page(keep(State#{backlog := Next}));
-                    {wait, Next} -> keep(State#{backlog := Next})
-                end,
+            _ = keep(State#{backlog := emqx_redis_backlog:held(Held, Backlog)}),
             ok
-    end.
+    end,
+    load_backlog().
 
 %% Writes a session that EMQX has as it is, and answers what Redis had (`undefined' where there was none), and
 %% what came of writing.
@@ -368,14 +432,16 @@ adopt(ClientId, Expiry, SessionInfo, Known) ->
                 subscriptions => Subscriptions
             },
             emqx_redis_plugin_stats:count(sessions_resumed),
-            State = keep(maps:merge(new(ClientId, Epoch, Stored), ids(Known, Stored))),
+            IsConnected = maps:get(connected, SessionInfo, true),
+            New = (new(ClientId, Epoch, Stored))#{connected := IsConnected},
+            State = keep(maps:merge(New, ids(Known, Stored))),
             Gone = filters(Old) -- maps:keys(Subscriptions),
             Changed = maps:filter(
                 fun(Filter, SubOpts) -> known_options(Filter, Old) =/= SubOpts end, Subscriptions
             ),
             Written = maybe_all([
                 fun() -> save(State) end,
-                fun() -> add_subscriptions(State, Changed) end,
+                fun() -> add_subscriptions(Changed) end,
                 fun() -> delete_subscriptions(ClientId, Gone) end
             ]),
             {claimed, Old, Written};
@@ -412,50 +478,52 @@ new(ClientId, Epoch, #{subscriptions := Subscriptions} = Stored) ->
         gone => [],
         packet_ids => emqx_redis_packet_ids:new(),
         exact_ids => true,
+        counted => none,
         sent => #{},
         backlog => none,
+        room => none,
+        version => none,
         comparing => none
     },
     emqx_redis_owned:put(ClientId, Epoch),
     keep(State).
 
 join_groups(Subscriptions) ->
-    lists:foreach(
-        fun
-            (<<"$share/", Rest/binary>>) ->
-                [Group, Filter] = binary:split(Rest, <<"/">>),
-                emqx_redis_groups:joined({Group, Filter});
-            (_) ->
-                ok
-        end,
-        maps:keys(Subscriptions)
-    ).
+    Groups = [emqx_redis_filter:group(Filter) || Filter <- maps:keys(Subscriptions)],
+    lists:foreach(fun emqx_redis_groups:joined/1, [Group || {_, _} = Group <- Groups]).
 
 keep(State) ->
     _ = put(?SESSION, State),
     State.
 
-%% What the calling process knows of its session; `undefined' where it has none that is persistent.
+%% What the calling process knows of its session; `undefined' where it has none that is persistent, or knows
+%% it from an earlier run of the plugin only: that has missed what became of it.
 -spec current() -> state() | undefined.
-current() -> get(?SESSION).
-
-%% Whether this run of the plugin knows of the session. One that was stopped meanwhile has missed what
-%% happened to it.
--spec is_kept() -> boolean().
-is_kept() ->
-    case current() of
-        #{run := Run} -> Run =:= run();
-        _ -> false
+current() ->
+    case get(?SESSION) of
+        #{run := Run} = State ->
+            case run() of
+                Run -> State;
+                _ -> undefined
+            end;
+        undefined ->
+            undefined
     end.
 
-%% Whether the session has been handed all that Redis had for it, as far as this process was told.
--spec is_whole() -> boolean().
-is_whole() ->
-    case current() of
-        #{backlog := #{more := true}} -> false;
-        #{} -> true;
-        undefined -> false
+%% What an earlier run of the plugin knew of the session: whether it had been handed all that Redis had for
+%% it.
+-spec earlier() -> whole | in_part | unknown.
+earlier() ->
+    case get(?SESSION) of
+        #{backlog := #{more := true}} -> in_part;
+        #{comparing := #{current := deliver}} -> in_part;
+        #{comparing := #{next := deliver}} -> in_part;
+        #{} -> whole;
+        undefined -> unknown
     end.
+
+is_all(#{more := More}) -> not More;
+is_all(none) -> true.
 
 run() -> persistent_term:get(?RUN, none).
 
@@ -486,10 +554,18 @@ delivered(MessageId, IsOwn, IsDup) ->
         %% Once more, with the packet id that it has.
         #{sent := Sent} when IsDup, is_map_key(MessageId, Sent) ->
             ok;
+        %% It was sent before that was noted.
+        #{sent := Sent} = State when IsDup ->
+            _ = keep(State#{sent := Sent#{MessageId => unknown}}),
+            ok;
         #{packet_ids := Ids, sent := Sent, exact_ids := Exact} = State ->
             #{client_id := ClientId, epoch := Epoch} = State,
             {PacketId, Reserve, Next} = emqx_redis_packet_ids:next(Ids),
-            Mark = {PacketId, sent},
+            Mark =
+                case Exact of
+                    true -> {PacketId, sent};
+                    false -> unknown
+                end,
             Exact andalso IsOwn andalso emqx_redis_acks:mark(ClientId, Epoch, MessageId, Mark),
             reserve(Reserve, keep(State#{packet_ids := Next, sent := Sent#{MessageId => Mark}}))
     end.
@@ -516,12 +592,10 @@ reserve(reserve, #{packet_ids := Ids, stored := Stored} = State) ->
 -spec received(emqx_redis_message:message_id()) -> ok.
 received(MessageId) ->
     case current() of
-        #{sent := #{MessageId := {PacketId, _}} = Sent, exact_ids := IsExact} = State ->
-            #{client_id := ClientId, epoch := Epoch} = State,
+        #{sent := #{MessageId := {PacketId, _}} = Sent, client_id := ClientId, epoch := Epoch} = State ->
             Mark = {PacketId, received},
             _ = keep(State#{sent := Sent#{MessageId := Mark}}),
-            _ = IsExact andalso emqx_redis_acks:mark(ClientId, Epoch, MessageId, Mark),
-            ok;
+            emqx_redis_acks:mark(ClientId, Epoch, MessageId, Mark);
         _ ->
             ok
     end.
@@ -539,30 +613,30 @@ completed(MessageId) ->
             ok
     end.
 
-note_left(MessageId, #{comparing := {Surplus, #{} = Left}} = State) ->
-    State#{comparing := {Surplus, Left#{MessageId => []}}};
-note_left(_MessageId, State) ->
-    State.
+note_left(MessageId, #{comparing := Comparing} = State) ->
+    State#{comparing := emqx_redis_comparing:left(MessageId, Comparing)}.
 
 advance(MessageId, Backlog, State) ->
     case emqx_redis_backlog:completed(MessageId, Backlog) of
         {wait, Next} -> keep(State#{backlog := Next});
         {done, _} -> keep(State#{backlog := none});
-        {load, Next} -> load_page(keep(State#{backlog := Next}))
+        {load, Next} ->
+            _ = keep(State#{backlog := Next}),
+            load_backlog()
     end.
 
-load_page(#{client_id := ClientId, epoch := Epoch, stored := Stored, sent := Sent} = State) ->
+load_page(#{client_id := ClientId, epoch := Epoch, stored := Stored} = State) ->
+    #{sent := Sent, connected := IsConnected, backlog := Backlog} = State,
     #{subscriptions := Subscriptions} = Stored,
-    #{backlog := Backlog} = State,
-    Next = emqx_redis_backlog:load({ClientId, Epoch}, Subscriptions, Sent, Backlog),
+    Next = emqx_redis_backlog:load({ClientId, Epoch}, Subscriptions, Sent, IsConnected, Backlog),
     keep(State#{backlog := Next}).
 
-%% After Redis was away: the next page, if it is yet to come.
+%% The next page, if it is yet to come and there is room for it.
 -spec load_backlog() -> ok.
 load_backlog() ->
     case current() of
-        #{backlog := #{more := true}} = State ->
-            _ = load_page(State),
+        #{backlog := #{more := true} = Backlog, connected := IsConnected} = State ->
+            _ = emqx_redis_backlog:has_room(Backlog, IsConnected) andalso load_page(State),
             ok;
         _ ->
             ok
@@ -670,10 +744,17 @@ write_subscriptions(#{client_id := ClientId, stored := #{instance := Instance}},
             Error
     end.
 
-add_subscriptions(State, Subscriptions) ->
+%% Other nodes know of them some time later: what needs that waits for the version.
+add_subscriptions(Subscriptions) ->
+    State = current(),
     case write_subscriptions(State, Subscriptions) of
-        {ok, _Version} -> ok;
-        {error, _} = Error -> Error
+        {ok, none} ->
+            ok;
+        {ok, Version} ->
+            _ = keep(State#{version := Version}),
+            ok;
+        {error, _} = Error ->
+            Error
     end.
 
 add_and_sync(State, Subscriptions) ->
@@ -683,13 +764,13 @@ add_and_sync(State, Subscriptions) ->
     end.
 
 announce([]) ->
-    {ok, []};
+    {ok, none};
 announce(Subscriptions) ->
     emqx_redis_subscription:add_subscriptions(Subscriptions, #{version => true}).
 
 %% Until every node knows of them: SUBACK waits for that. (The process is held up meanwhile, so nothing else
 %% does.)
-sync([]) -> ok;
+sync(none) -> ok;
 sync(Version) -> emqx_redis_router:sync(Version, #{nodes => all, timeout => ?SYNC_TIMEOUT}).
 
 delete_subscriptions(_ClientId, []) ->
@@ -753,7 +834,7 @@ refresh() ->
             maybe_all([
                 fun() -> save(State) end,
                 fun() -> delete_gone(ClientId) end,
-                fun() -> add_subscriptions(State, Subscriptions) end
+                fun() -> add_subscriptions(Subscriptions) end
             ]);
         #{connected := true} = State ->
             check(),

@@ -30,10 +30,10 @@ start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 %% A persistent session of this node is a member.
 -spec joined(group()) -> ok.
 joined(Group) ->
-    case ets:insert_new(?KNOWN, {Group}) of
-        true -> look();
-        false -> ok
-    end.
+    IsKnown = ets:member(?KNOWN, Group),
+    true = ets:insert(?KNOWN, {Group, erlang:monotonic_time(second)}),
+    IsKnown orelse look(),
+    ok.
 
 %% Looks soon whether messages have lost their member.
 -spec look() -> ok.
@@ -93,6 +93,7 @@ handle_cast(look, Seen) ->
 handle_info(round, Seen) ->
     _ = erlang:send_after(?ROUND, self(), round),
     forget_old(),
+    forget_unused(),
     {noreply, look_twice(Seen)};
 handle_info({nodedown, _Node}, Seen) ->
     {noreply, look_twice(Seen)};
@@ -115,11 +116,32 @@ forget_old() ->
         Old
     ).
 
+%% Groups that no persistent session is a member of any more, and that have no message left. One that was
+%% joined meanwhile stays.
+forget_unused() ->
+    Before = erlang:monotonic_time(second) - ?FORGET_AFTER,
+    Old = ets:select(?KNOWN, [{{'_', '$1'}, [{'<', '$1', Before}], ['$_']}]),
+    lists:foreach(
+        fun({Group, _} = Entry) -> is_used(Group) orelse ets:delete_object(?KNOWN, Entry) end, Old
+    ).
+
+is_used({Group, Filter}) ->
+    Shared = <<"$share/", Group/binary, "/", Filter/binary>>,
+    case emqx_redis_subscription:match_subscriptions(emqx_redis_filter:example(Filter)) of
+        {ok, Subscriptions} ->
+            lists:keymember(Shared, 1, Subscriptions) orelse
+                emqx_redis_message:get_messages(
+                    emqx_redis_stored_message:group_queue(Group, Filter), 0, 1
+                ) =/= {ok, []};
+        {error, _} ->
+            true
+    end.
+
 %% What is nobody's at two looks is not on its way.
 look_twice(Seen) when map_size(Seen) > 0 ->
     Seen;
 look_twice(_Seen) ->
-    Found = [{Group, ids(orphans(Group))} || {Group} <- ets:tab2list(?KNOWN)],
+    Found = [{Group, ids(orphans(Group))} || {Group, _} <- ets:tab2list(?KNOWN)],
     case maps:from_list([{Group, Ids} || {Group, [_ | _] = Ids} <- Found]) of
         None when map_size(None) =:= 0 ->
             None;

@@ -328,6 +328,14 @@ on_handle_info(_ClientInfo, {emqx_redis_storage, compare_missing}, _Acc) ->
     emqx_redis_client_session:compare(keep);
 on_handle_info(_ClientInfo, {emqx_redis_storage, looking}, _Acc) ->
     emqx_redis_client_session:looking();
+on_handle_info(_ClientInfo, {emqx_redis_storage, counting}, _Acc) ->
+    emqx_redis_client_session:counting();
+on_handle_info(_ClientInfo, {emqx_redis_storage, {next_packet_id, Id}}, _Acc) ->
+    emqx_redis_client_session:next_packet_id(Id);
+on_handle_info(_ClientInfo, {emqx_redis_storage, {storing, Ids}}, _Acc) ->
+    emqx_redis_client_session:storing(Ids);
+on_handle_info(_ClientInfo, {emqx_redis_storage, not_looking}, _Acc) ->
+    emqx_redis_client_session:not_looking();
 on_handle_info(_ClientInfo, {emqx_redis_storage, {compared, Surplus, Held, Stored}}, _Acc) ->
     emqx_redis_client_session:compared(Surplus, Held, Stored);
 on_handle_info(_ClientInfo, {emqx_redis_storage, load_backlog}, _Acc) ->

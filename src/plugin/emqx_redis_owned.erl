@@ -4,7 +4,7 @@
 
 -behaviour(gen_server).
 
--export([start_link/0, put/2, delete/1, lost/2, tell_all/1, tell_everywhere/1]).
+-export([start_link/0, put/2, delete/1, has/1, lost/2, tell_all/1, tell_everywhere/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -type client_id() :: emqx_redis_session:client_id().
@@ -29,6 +29,14 @@ put(ClientId, Epoch) ->
 delete(ClientId) ->
     true = ets:match_delete(?TABLE, {ClientId, self(), '_'}),
     ok.
+
+%% Whether a channel of this node keeps the client's session.
+-spec has(client_id()) -> boolean().
+has(ClientId) ->
+    case ets:lookup(?TABLE, ClientId) of
+        [{_, Pid, _}] -> is_process_alive(Pid);
+        [] -> false
+    end.
 
 %% Another node has claimed the session since: the channel that holds that epoch is to end.
 -spec lost(client_id(), epoch()) -> ok.

@@ -7,7 +7,7 @@
 %% it (MQTT 5.0 section 4.3.3).
 -module(emqx_redis_packet_ids).
 
--export([new/0, restored/1, reserved/1, reserved_to/1, far_behind/1, next/1]).
+-export([new/0, restored/1, from/1, reserved/1, reserved_to/1, far_behind/1, next/1]).
 
 -export_type([state/0]).
 
@@ -25,6 +25,10 @@ new() -> {1, ?BLOCK}.
 %% Behind the block of which this is the last id.
 -spec restored(1..65535) -> state().
 restored(Reserved) -> {add(Reserved, 1), ?BLOCK}.
+
+%% From the id of the next message on.
+-spec from(1..65535) -> state().
+from(Next) -> {Next, ?BLOCK}.
 
 %% The last id of the block.
 -spec reserved(state()) -> 1..65535.

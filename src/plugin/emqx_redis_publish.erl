@@ -8,6 +8,8 @@
 
 %% One request holds that many clients at most.
 -define(BATCH, 10000).
+%% How long a node may take to say whether it has a session, in milliseconds.
+-define(NODE_TIMEOUT, 1000).
 
 %% Marks a message that is stored for a shared group: whoever acknowledges it removes it there.
 -define(GROUP, emqx_redis_group).
@@ -53,12 +55,12 @@ options(Message) ->
     end.
 
 %% The clients, and the queues of shared groups, each once.
-targets(From, [{<<"$share/", Rest/binary>>, _ClientId, _} | Left], Clients, Groups) ->
-    case binary:split(Rest, <<"/">>) of
-        [Group, Filter] ->
+targets(From, [{<<"$share/", _/binary>> = Shared, _ClientId, _} | Left], Clients, Groups) ->
+    case emqx_redis_filter:group(Shared) of
+        {Group, Filter} ->
             Queue = emqx_redis_stored_message:group_queue(Group, Filter),
             targets(From, Left, Clients, [Queue | Groups]);
-        [_] ->
+        none ->
             targets(From, Left, Clients, Groups)
     end;
 %% No Local (MQTT 5.0 section 3.8.3.1).
@@ -100,11 +102,13 @@ store_for_clients(Clients, Subscriptions, Stored, Options, Message) ->
     end.
 
 %% Its session had expired in Redis while that was away, and is being written again: the publisher has to
-%% wait.
+%% wait. (A client may also be there again without a persistent session.)
 is_alive(ClientId) ->
     Channels = emqx_redis_broker:lookup_channels(ClientId),
     lists:foreach(fun(Pid) -> Pid ! {emqx_redis_storage, rewrite} end, Channels),
-    Channels =/= [].
+    Nodes = lists:usort([node(Pid) || Pid <- Channels]),
+    Answers = erpc:multicall(Nodes, emqx_redis_owned, has, [ClientId], ?NODE_TIMEOUT),
+    lists:any(fun(Answer) -> Answer =/= {ok, false} end, Answers).
 
 forget(Clients, Subscriptions) ->
     emqx_redis_ghosts:forget([It || {_, ClientId, _} = It <- Subscriptions, lists:member(ClientId, Clients)]).

@@ -15,7 +15,7 @@
 -behaviour(gen_server).
 
 -export([prepare/0, names/0, start_link/1]).
--export([session/3, number/1, group_member/3, all_told/0, is_settled/0, is_idle/0]).
+-export([session/4, number/1, group_member/3, all_told/0, is_settled/0, is_idle/0]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -type client_id() :: emqx_redis_session:client_id().
@@ -30,6 +30,10 @@
     channel :: pid(),
     %% `{groups, Member}': only what the session holds for shared groups is of interest.
     what :: surplus() | {groups, client_id() | pid()},
+    %% Whether the channel wants to know its next packet id.
+    is_id_wanted = false :: boolean(),
+    %% All nodes must know subscriptions of that version before what only Redis has is looked for.
+    version = none :: none | emqx_redis_router:version(),
     epoch :: emqx_redis_session:epoch() | none,
     attempts = 1 :: pos_integer(),
     %% What was stored here so far.
@@ -51,11 +55,16 @@
 -define(SOON, 10).
 -define(RETRY, 500).
 -define(CALL_TIMEOUT, 1000).
+-define(SYNC_TIMEOUT, 5000).
 %% What is published now is in Redis before it is in a session. How long it may be on its way, in
 %% milliseconds, before it counts as acknowledged unseen, and before it counts as routed elsewhere.
 -define(ACKNOWLEDGED_AFTER, 10000).
 -define(STRAY_AFTER, 8000).
 -define(PAGE, 500).
+%% The id of none, to ask whether the epoch is the session's yet.
+-define(NO_MESSAGE, <<0>>).
+%% A packet id is of use where nothing is sent while it is asked for: so often it is tried.
+-define(ID_ATTEMPTS, 3).
 
 %% Before the first process starts.
 -spec prepare() -> ok.
@@ -77,9 +86,22 @@ start_link({Number, Name}) -> gen_server:start_link({local, Name}, ?MODULE, Numb
 %% `{emqx_redis_storage, looking}' before its session is looked at, `{emqx_redis_storage, {compared,
 %% Surplus, Held, Stored}}' in the end: which messages the session held at the last look, and which of them
 %% were stored only now. `check' has no such end.
--spec session(client_id(), emqx_redis_session:epoch(), surplus()) -> ok.
-session(ClientId, Epoch, Surplus) ->
-    ask(#task{client_id = ClientId, channel = self(), what = Surplus, epoch = Epoch}).
+%%
+%% Where the id is wanted, `{emqx_redis_storage, counting}' and `{emqx_redis_storage, {next_packet_id, Id}}'
+%% come before that, some times: the id was that of the next message at a moment in between.
+%%
+%% `version': of the session's subscriptions, which other nodes may not know yet.
+-spec session(client_id(), emqx_redis_session:epoch(), surplus(), Options) -> ok when
+    Options :: #{version := none | emqx_redis_router:version(), is_id_wanted := boolean()}.
+session(ClientId, Epoch, Surplus, #{version := Version, is_id_wanted := IsIdWanted}) ->
+    ask(#task{
+        client_id = ClientId,
+        channel = self(),
+        what = Surplus,
+        epoch = Epoch,
+        version = Version,
+        is_id_wanted = IsIdWanted
+    }).
 
 %% The calling process is the channel of a member of shared groups. `Member': as `emqx_redis_groups:hold/2'
 %% has it.
@@ -164,6 +186,7 @@ run(Task, State) ->
 
 %% A session that was taken over is its new channel's matter.
 retry(Reason, #task{channel = Channel, attempts = Attempts} = Task, State) ->
+    Channel ! {emqx_redis_storage, not_looking},
     Attempts =:= ?SOON andalso
         emqx_redis_plugin_log:log(warning, "could not compare a session with Redis yet", Reason),
     case is_process_alive(Channel) of
@@ -186,6 +209,15 @@ attempt(Task) ->
         true -> attempt_available(Task);
         false -> {error, unavailable}
     end.
+
+%% From then on what is published anywhere is stored for the session.
+await_subscriptions(#task{what = deliver, version = Version} = Task) when Version =/= none ->
+    case emqx_redis_router:sync(Version, #{nodes => all, timeout => ?SYNC_TIMEOUT}) of
+        ok -> {ok, Task#task{version = none}};
+        {error, _} = Error -> Error
+    end;
+await_subscriptions(Task) ->
+    {ok, Task}.
 
 %% Most have nothing in Redis.
 attempt_available(#task{what = check, seen = none, client_id = ClientId} = Task) ->
@@ -227,11 +259,16 @@ ids(Messages) -> maps:from_keys([emqx_redis_broker:message_id(It) || It <- Messa
 
 without(Some, Others) -> maps:without(maps:keys(Others), Some).
 
-compare(#task{what = What, stored = StoredHere} = Task) ->
-    case held(Task) of
-        {ok, []} when What =:= keep, map_size(StoredHere) =:= 0 -> tell(#{}, Task);
-        {ok, Held} -> compare(Held, Task);
-        {error, _} = Error -> Error
+compare(Task) ->
+    case await_subscriptions(Task) of
+        {ok, #task{what = What, stored = StoredHere} = Next} ->
+            case held(Next) of
+                {ok, []} when What =:= keep, map_size(StoredHere) =:= 0 -> tell(#{}, Next);
+                {ok, Held} -> compare(Held, Next);
+                {error, Reason} -> {error, Reason, Next}
+            end;
+        {error, _} = Error ->
+            Error
     end.
 
 compare(Held, #task{client_id = ClientId, what = What} = Task) ->
@@ -246,12 +283,32 @@ compare_flushed(Held, #task{client_id = ClientId} = Task) ->
     case stored_ids(ClientId, HeldIds, Task) of
         {ok, Stored} ->
             Missing = [It || It <- Held, not is_map_key(emqx_redis_broker:message_id(It), Stored)],
-            case store_missing(Missing, Task) of
-                {ok, Next} -> remove_acknowledged(Stored, HeldIds, Next);
+            Differs = Missing =/= [] orelse map_size(without(Stored, HeldIds)) > 0,
+            case Differs andalso is_superseded(Task) of
+                false -> compare_stored(Missing, Stored, HeldIds, Task);
+                true -> done;
                 {error, _} = Error -> Error
             end;
         {error, _} = Error ->
             Error
+    end.
+
+%% A channel that has slept through the takeover of its session holds what is long done with.
+is_superseded(#task{client_id = ClientId, epoch = Epoch}) ->
+    case emqx_redis_message:ack_message(ClientId, ?NO_MESSAGE, #{epoch => Epoch}) of
+        ok ->
+            false;
+        {error, {stale_epoch, _}} ->
+            emqx_redis_owned:lost(ClientId, Epoch),
+            true;
+        {error, _} = Error ->
+            Error
+    end.
+
+compare_stored(Missing, Stored, HeldIds, Task) ->
+    case store_missing(Missing, HeldIds, Task) of
+        {ok, StillHeld, Next} -> remove_acknowledged(Stored, StillHeld, Next);
+        {error, _} = Error -> Error
     end.
 
 %% Of those that Redis has all, or until all that are looked for were found; each with when it was
@@ -278,13 +335,19 @@ stored_ids(ClientId, Wanted, IsAll, Offset, Known) ->
     end.
 
 %% What the session holds still was not acknowledged just before Redis was asked: it is missing there.
-store_missing([], Task) ->
-    {ok, Task};
-store_missing(Missing, Task) ->
+store_missing([], HeldIds, Task) ->
+    {ok, HeldIds, Task};
+store_missing(Missing, _HeldIds, #task{channel = Channel} = Task) ->
+    %% It has heard of that when it has answered: it may be about to read a page.
+    Channel ! {emqx_redis_storage, {storing, ids(Missing)}},
     case held(Task) of
         {ok, Held} ->
             HeldIds = ids(Held),
-            store([It || It <- Missing, is_map_key(emqx_redis_broker:message_id(It), HeldIds)], Task);
+            IsHeld = fun(It) -> is_map_key(emqx_redis_broker:message_id(It), HeldIds) end,
+            case store(lists:filter(IsHeld, Missing), Task) of
+                {ok, Next} -> {ok, HeldIds, Next};
+                {error, _} = Error -> Error
+            end;
         {error, _} = Error ->
             Error
     end.
@@ -363,6 +426,14 @@ judge(Id, _PublishedAt, #task{what = check}, {Acknowledged, Strays}) ->
 
 tell(_HeldIds, #task{what = check}) ->
     done;
-tell(HeldIds, #task{channel = Channel, what = What, stored = StoredHere}) ->
+tell(HeldIds, #task{channel = Channel, what = What, stored = StoredHere} = Task) ->
+    _ = [tell_id(Task) || Task#task.is_id_wanted, _ <- lists:seq(1, ?ID_ATTEMPTS)],
     Channel ! {emqx_redis_storage, {compared, What, HeldIds, maps:with(maps:keys(HeldIds), StoredHere)}},
     done.
+
+tell_id(#task{client_id = ClientId, channel = Channel}) ->
+    Channel ! {emqx_redis_storage, counting},
+    case emqx_redis_broker:next_packet_id(ClientId, Channel, ?CALL_TIMEOUT) of
+        {ok, Id} -> Channel ! {emqx_redis_storage, {next_packet_id, Id}};
+        {error, _} -> ok
+    end.

@@ -438,6 +438,8 @@ channel_call({takeover, 'begin'}, #state{client_info = #{clientid := ClientId}, 
 channel_call({takeover, 'end'}, #state{session = Session, pending = Pending} = State) ->
     ok = emqx_session_mem:takeover(Session),
     leave(takenover, ?SESSION_TAKEN_OVER, Pending ++ wanted(drain_deliveries()), State);
+channel_call(stats, #state{session = Session} = State) ->
+    {reply, emqx_session:stats(Session), State};
 channel_call({Which, _} = Request, #state{session = Session} = State) when
     Which =:= mqueue_msgs; Which =:= inflight_msgs
 ->

@@ -43,7 +43,8 @@ groups() ->
             a_session_gone_from_redis_is_written_before_a_puback,
             a_subscription_without_a_session_is_deleted_by_the_first_publish,
             a_filter_that_emqx_refuses_does_not_stay,
-            groups_that_nobody_uses_are_forgotten
+            groups_that_nobody_uses_are_forgotten,
+            a_client_back_without_a_session_blocks_no_publisher
         ]},
         {own_brokers, [parallel], [
             a_connection_under_way_while_the_plugin_starts_deletes_nothing,
@@ -283,6 +284,16 @@ a_subscription_without_a_session_is_deleted_by_the_first_publish(Config) ->
     {ok, _} = publish(publisher(Config), Topic, <<"x">>),
     await([], fun() -> matching(Config, Topic) end),
     ?assertEqual([], stored(Config)).
+
+%% Its session has expired in Redis, and its subscription is still known.
+a_client_back_without_a_session_blocks_no_publisher(Config) ->
+    Topic = <<"back/1">>,
+    ok = call(Config, emqx_redis_subscription, add_subscription, [Topic, id(Config), {1, 0, gone}]),
+    C = connect(Config, #{expiry => 0, clean_start => true}),
+    1 = ?CLIENT:subscribe(C, Topic, 1),
+    {ok, 0} = publish(publisher(Config), Topic, <<"1">>),
+    ?assertEqual([<<"1">>], payloads(receive_all(C, 1))),
+    await([], fun() -> matching(Config, Topic) end).
 
 %% Long after they were joined, unless a session is subscribed yet or a message is left.
 groups_that_nobody_uses_are_forgotten(Config) ->

@@ -382,6 +382,13 @@ packet_ids_are_known_again(Config) ->
     {ok, 0} = ?CLIENT:publish(P, Topic, <<"three">>, #{qos => 1}),
     [#{packet_id := Three}] = receive_all(C, 1),
     await([{One, sent}, {Two, sent}, {Three, sent}], Marks),
+    %% What is sent again takes no id, also where it was first sent unseen.
+    leave_offline(First, C, id(First)),
+    {ok, C2, #{session_present := true}} = ?CLIENT:connect(options(First, #{acks => manual})),
+    [#{dup := true} = _ | _] = receive_all(C2, 4),
+    {ok, 0} = ?CLIENT:publish(P, Topic, <<"four">>, #{qos => 1}),
+    [#{packet_id := Four}] = receive_all(C2, 1),
+    await([{One, sent}, {Two, sent}, {Three, sent}, {Four, sent}], Marks),
     ok = ?NODE:kill(broker(First)),
     Second = start_again(First),
     {ok, Again, #{session_present := true}} = ?CLIENT:connect(options(Second, #{})),
@@ -390,9 +397,10 @@ packet_ids_are_known_again(Config) ->
             #{payload := <<"one">>, packet_id := One, dup := true},
             #{payload := <<"two">>, packet_id := Two, dup := true},
             #{payload := <<"three">>, packet_id := Three, dup := true},
+            #{payload := <<"four">>, packet_id := Four, dup := true},
             #{payload := <<"unseen">>, dup := false}
         ],
-        receive_all(Again, 4)
+        receive_all(Again, 5)
     ),
     await([], fun() -> stored(Second) end),
     stop(Second).

@@ -44,6 +44,7 @@ groups() ->
             a_subscription_without_a_session_is_deleted_by_the_first_publish,
             a_filter_that_emqx_refuses_does_not_stay,
             groups_that_nobody_uses_are_forgotten,
+            a_session_lost_in_connect_leaves_no_lock,
             a_client_back_without_a_session_blocks_no_publisher
         ]},
         {own_brokers, [parallel], [
@@ -284,6 +285,21 @@ a_subscription_without_a_session_is_deleted_by_the_first_publish(Config) ->
     {ok, _} = publish(publisher(Config), Topic, <<"x">>),
     await([], fun() -> matching(Config, Topic) end),
     ?assertEqual([], stored(Config)).
+
+%% Another node claims the session while EMQX opens it, under a lock of its own.
+a_session_lost_in_connect_leaves_no_lock(Config) ->
+    C = connect(Config, #{}),
+    leave_offline(Config, C, id(Config)),
+    ok = call(Config, emqx_hooks, put, ['session.resumed', {?MODULE, lose_session, [id(Config)]}, 1]),
+    ?assertMatch({error, _}, ?CLIENT:connect(options(Config, #{}))),
+    ok = call(Config, emqx_hooks, del, ['session.resumed', {?MODULE, lose_session}]),
+    ?assertMatch({ok, _, #{session_present := true}}, ?CLIENT:connect(options(Config, #{}))).
+
+lose_session(#{clientid := ClientId}, _Info, ClientId) ->
+    #{epoch := Epoch} = emqx_redis_client_session:current(),
+    emqx_redis_client_session:lost(Epoch);
+lose_session(_ClientInfo, _Info, _ClientId) ->
+    ok.
 
 %% Its session has expired in Redis, and its subscription is still known.
 a_client_back_without_a_session_blocks_no_publisher(Config) ->

@@ -867,6 +867,8 @@ lost(Epoch) ->
             emqx_redis_plugin_stats:count(sessions_lost),
             %% What came here was meant for the session that is elsewhere.
             emqx_redis_strays:doubt_everywhere(),
+            %% It may be about to be opened.
+            emqx_redis_broker:unlock(ClientId),
             exit(self(), kill),
             ok;
         _ ->

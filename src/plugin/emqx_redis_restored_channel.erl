@@ -16,8 +16,9 @@
 -define(SUPERVISOR, emqx_redis_restored_sup).
 %% As long as a connection takes, and then some.
 -define(LIFETIME, 30000).
-%% How long other nodes may take to learn that this one has the subscriptions.
+%% How long other nodes may take to learn that this one has the subscriptions, and this one itself.
 -define(ROUTES_TIMEOUT, 1000).
+-define(OWN_ROUTES_TIMEOUT, 4000).
 -define(MOST_IN_FLIGHT, 65535).
 
 -record(state, {
@@ -183,13 +184,15 @@ subscribe(ClientInfo, Filter, SubOpts, Session) ->
         {error, _} -> Session
     end.
 
+%% This node's own publishers need them as well: they may be late where another node does not answer.
 await_routes(Filters) ->
+    Real = [Filter || <<First, _/binary>> = Filter <- Filters, First =/= $$],
+    Args = [node(), Real, ?ROUTES_TIMEOUT],
+    emqx_redis_restore:await_routes(node(), Real, ?OWN_ROUTES_TIMEOUT) orelse emqx_redis_strays:doubt(),
     case emqx_redis_broker:nodes() -- [node()] of
         [] ->
             ok;
         Others ->
-            Real = [Filter || <<First, _/binary>> = Filter <- Filters, First =/= $$],
-            Args = [node(), Real, ?ROUTES_TIMEOUT],
             Answers = erpc:multicall(Others, emqx_redis_restore, await_routes, Args, ?ROUTES_TIMEOUT),
             %% A node that routes elsewhere yet may do so for a while.
             lists:all(fun(Answer) -> Answer =:= {ok, true} end, Answers) orelse emqx_redis_strays:doubt()

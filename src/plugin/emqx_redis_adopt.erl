@@ -50,15 +50,15 @@ adopt(#{clientid := ClientId} = ClientInfo, #{expiry_interval := Expiry} = ConnI
     end.
 
 compare(undefined, _Earlier, _Subscribed, _ClientInfo, _ConnInfo) ->
-    emqx_redis_client_session:compare(keep);
+    emqx_redis_compare:ask(keep);
 %% It had all that Redis had. What it has no more was acknowledged meanwhile.
 compare(_Old, whole, _Subscribed, _ClientInfo, _ConnInfo) ->
-    emqx_redis_client_session:compare(remove);
+    emqx_redis_compare:ask(remove);
 compare(_Old, in_part, _Subscribed, ClientInfo, ConnInfo) ->
-    emqx_redis_client_session:compare(ClientInfo, ConnInfo);
+    emqx_redis_compare:all(ClientInfo, ConnInfo);
 compare(#{subscriptions := Old}, unknown, Subscribed, ClientInfo, #{clean_start := false} = ConnInfo) ->
     subscribe_again(ClientInfo, Old, Subscribed),
-    emqx_redis_client_session:compare(ClientInfo, ConnInfo);
+    emqx_redis_compare:all(ClientInfo, ConnInfo);
 compare(_Old, unknown, _Subscribed, #{clientid := ClientId}, _ConnInfo) ->
     begin_anew(ClientId).
 
@@ -69,13 +69,13 @@ begin_anew(ClientId) ->
         ok -> ok;
         {error, Reason} -> emqx_redis_plugin_log:log(warning, "could not delete old messages", Reason)
     end,
-    emqx_redis_client_session:compare(keep).
+    emqx_redis_compare:ask(keep).
 
 %% Redis has messages for a session that was handed all of them.
 -spec look_again(emqx_redis_broker:client_info()) -> ok.
 look_again(#{clientid := ClientId} = ClientInfo) ->
     case emqx_redis_broker:channel_info(ClientId, self()) of
-        #{conninfo := ConnInfo} -> emqx_redis_client_session:compare(ClientInfo, ConnInfo);
+        #{conninfo := ConnInfo} -> emqx_redis_compare:all(ClientInfo, ConnInfo);
         _ -> ok
     end.
 

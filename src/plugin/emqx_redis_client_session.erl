@@ -12,12 +12,11 @@
 -module(emqx_redis_client_session).
 
 -export([connecting/1, expected/0, found/1]).
--export([created/2, resumed/2, adopt/4, known/1, compare/1, compare/2, compare_again/1]).
--export([check/0, looking/0, storing/1, not_looking/0, compared/3, counting/0, next_packet_id/1]).
+-export([created/2, resumed/2, adopt/4, known/1]).
 -export([subscribing/2, subscribed/2, unsubscribed/1, confirm_subscriptions/0]).
 -export([disconnected/1, ended/0, discard_stored/1, refresh/0, rewrite/0, lost/1]).
 -export([delivered/3, received/1, completed/1, forget_sent/1]).
--export([load_backlog/0, current/0, earlier/0]).
+-export([load_backlog/0, reserve/1, current/0, keep/1, earlier/0]).
 -export([begin_run/0, end_run/0, run_began/0]).
 
 -export_type([state/0, stored/0]).
@@ -237,8 +236,8 @@ take_over(#{clientid := ClientId} = ClientInfo, Connecting, SessionInfo, Known) 
         {claimed, _Old, Written} ->
             case what_to_compare(Known) of
                 none -> ok;
-                deliver -> compare(ClientInfo, Connecting);
-                Surplus -> compare(Surplus)
+                deliver -> emqx_redis_compare:all(ClientInfo, Connecting);
+                Surplus -> emqx_redis_compare:ask(Surplus)
             end,
             Written;
         {error, _} = Error ->
@@ -252,166 +251,6 @@ what_to_compare(#{comparing := Comparing, exact_ids := IsExact}) ->
         Surplus -> Surplus
     end;
 what_to_compare(#{}) -> deliver.
-
-%% Nobody knows whether what EMQX holds of the session is what Redis has.
--spec compare(emqx_redis_broker:client_info(), emqx_redis_broker:conn_info()) -> ok.
-compare(ClientInfo, ConnInfo) ->
-    case current() of
-        undefined ->
-            ok;
-        State ->
-            Window = maps:get(receive_maximum, ConnInfo, 32),
-            MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
-            _ = keep(State#{room := {Window, MaxQueue}}),
-            compare(deliver)
-    end.
-
-%% What only Redis has is to become that. It is remembered until it is done, as the process that does it may
-%% end.
--spec compare(keep | remove | deliver) -> ok.
-compare(Surplus) ->
-    case current() of
-        undefined ->
-            ok;
-        #{comparing := Comparing} = State ->
-            {What, Next} = emqx_redis_comparing:request(Surplus, Comparing),
-            Kept = keep(State#{comparing := Next}),
-            What =:= ask andalso ask(Kept),
-            ok
-    end.
-
-%% Asks once more for what is not done yet, where it is for that process.
--spec compare_again(Number :: 1..4) -> ok.
-compare_again(Number) ->
-    case current() of
-        #{client_id := ClientId, comparing := #{}} = State ->
-            emqx_redis_reconcile:number(ClientId) =:= Number andalso ask(State),
-            ok;
-        _ ->
-            ok
-    end.
-
-ask(#{comparing := Comparing} = State) -> ask(emqx_redis_comparing:current(Comparing), State).
-
-ask(Surplus, #{client_id := ClientId, epoch := Epoch, exact_ids := IsExact, version := Version}) ->
-    emqx_redis_reconcile:session(ClientId, Epoch, Surplus, #{
-        version => Version, is_id_wanted => not IsExact andalso Surplus =/= check
-    }).
-
-%% Has it looked up whether Redis has messages that were routed past the session.
--spec check() -> ok.
-check() ->
-    case current() of
-        #{comparing := none, backlog := Backlog} = State ->
-            is_all(Backlog) andalso ask(check, State),
-            ok;
-        _ ->
-            ok
-    end.
-
-%% The session is about to be looked at. If nobody knows what it holds, nothing is to come from Redis until
-%% somebody does.
--spec looking() -> ok.
-looking() ->
-    case current() of
-        #{comparing := Comparing, backlog := Backlog, room := Room} = State ->
-            Known = emqx_redis_comparing:current(Comparing) =/= deliver orelse
-                emqx_redis_backlog:is_unknown(Backlog),
-            Next =
-                case {Known, Room} of
-                    {false, {Window, MaxQueue}} -> emqx_redis_backlog:unknown(Window, MaxQueue);
-                    _ -> Backlog
-                end,
-            _ = keep(State#{comparing := emqx_redis_comparing:looking(Comparing), backlog := Next}),
-            ok;
-        undefined ->
-            ok
-    end.
-
-%% Those that the session holds are about to be stored, and do not come from Redis.
--spec storing(#{emqx_redis_message:message_id() => []}) -> ok.
-storing(Ids) ->
-    case current() of
-        #{comparing := Comparing, backlog := #{} = Backlog} = State ->
-            Held = maps:without(maps:keys(emqx_redis_comparing:left(Comparing)), Ids),
-            _ = keep(State#{backlog := emqx_redis_backlog:add_known(Held, Backlog)}),
-            ok;
-        _ ->
-            ok
-    end.
-
-%% Nothing came of it yet.
--spec not_looking() -> ok.
-not_looking() ->
-    case current() of
-        #{comparing := Comparing} = State ->
-            _ = keep(State#{comparing := emqx_redis_comparing:not_looking(Comparing)}),
-            ok;
-        undefined ->
-            ok
-    end.
-
-%% The session held those messages when it was looked at, and Redis has them, some of them since then.
--spec compared(emqx_redis_reconcile:surplus(), Ids, Ids) -> ok when
-    Ids :: #{emqx_redis_message:message_id() => []}.
-compared(Surplus, Held, Stored) ->
-    case current() of
-        #{comparing := #{current := Surplus} = Comparing, backlog := Backlog} = State ->
-            Next = emqx_redis_comparing:done(Comparing),
-            Done = keep(State#{comparing := Next}),
-            Gone = maps:keys(emqx_redis_comparing:left(Comparing)),
-            note_again(maps:without(Gone, Stored), Done),
-            take_up(maps:without(Gone, Held), maps:without(Gone, Stored), Backlog, Done),
-            Next =/= none andalso ask(current()),
-            ok;
-        _ ->
-            ok
-    end.
-
-%% With which packet ids they were sent could not be noted before they were stored.
-note_again(Stored, #{sent := Sent, client_id := ClientId, epoch := Epoch}) ->
-    maps:foreach(
-        fun
-            (_Id, unknown) -> ok;
-            (Id, Mark) -> emqx_redis_acks:mark(ClientId, Epoch, Id, Mark)
-        end,
-        maps:with(maps:keys(Stored), Sent)
-    ).
-
-%% EMQX is about to be asked for its next packet id.
--spec counting() -> ok.
-counting() ->
-    case current() of
-        #{exact_ids := false, packet_ids := Ids} = State ->
-            _ = keep(State#{counted := Ids}),
-            ok;
-        _ ->
-            ok
-    end.
-
-%% It was that. If nothing was sent since, it is that still.
--spec next_packet_id(1..65535) -> ok.
-next_packet_id(Id) ->
-    case current() of
-        #{exact_ids := false, packet_ids := Ids, counted := Ids} = State ->
-            Exact = State#{exact_ids := true, packet_ids := emqx_redis_packet_ids:from(Id)},
-            reserve(reserve, keep(Exact));
-        _ ->
-            ok
-    end.
-
-take_up(_Held, _Stored, none, _State) ->
-    ok;
-take_up(Held, Stored, Backlog, State) ->
-    case emqx_redis_backlog:is_unknown(Backlog) of
-        false ->
-            _ = keep(State#{backlog := emqx_redis_backlog:add_known(Stored, Backlog)}),
-            ok;
-        true ->
-            _ = keep(State#{backlog := emqx_redis_backlog:held(Held, Backlog)}),
-            ok
-    end,
-    load_backlog().
 
 %% Writes a session that EMQX has as it is, and answers what Redis had (`undefined' where there was none), and
 %% what came of writing.
@@ -492,6 +331,8 @@ join_groups(Subscriptions) ->
     Groups = [emqx_redis_filter:group(Filter) || Filter <- maps:keys(Subscriptions)],
     lists:foreach(fun emqx_redis_groups:joined/1, [Group || {_, _} = Group <- Groups]).
 
+%% What it knows from now on.
+-spec keep(state()) -> state().
 keep(State) ->
     _ = put(?SESSION, State),
     State.
@@ -521,9 +362,6 @@ earlier() ->
         #{} -> whole;
         undefined -> unknown
     end.
-
-is_all(#{more := More}) -> not More;
-is_all(none) -> true.
 
 run() -> persistent_term:get(?RUN, none).
 
@@ -581,10 +419,13 @@ forget_sent(MessageId) ->
             ok
     end.
 
-reserve(keep, _State) ->
-    ok;
-reserve(reserve, #{packet_ids := Ids, stored := Stored} = State) ->
-    %% What fails is saved again later; the block is far from its end.
+reserve(keep, _State) -> ok;
+reserve(reserve, State) -> reserve(State).
+
+%% Stores up to where packet ids may be in use. What fails is saved again later; the block is far from its
+%% end.
+-spec reserve(state()) -> ok.
+reserve(#{packet_ids := Ids, stored := Stored} = State) ->
     _ = save(State#{stored := Stored#{packet_id := emqx_redis_packet_ids:reserved(Ids)}}),
     ok.
 
@@ -837,7 +678,7 @@ refresh() ->
                 fun() -> add_subscriptions(Subscriptions) end
             ]);
         #{connected := true} = State ->
-            check(),
+            emqx_redis_compare:check(),
             save(State);
         _ ->
             ok
@@ -853,7 +694,7 @@ rewrite() ->
             _ = keep(State#{dirty := true}),
             Written = refresh(),
             %% And the messages, which may be missing there for the same reason.
-            compare(keep),
+            emqx_redis_compare:ask(keep),
             Written
     end.
 

@@ -51,6 +51,7 @@ groups() ->
             a_connection_under_way_while_the_plugin_starts_deletes_nothing,
             a_smaller_window_completes_what_was_under_way,
             a_session_that_ended_without_redis_is_deleted_later,
+            a_client_without_a_session_does_not_wait_for_redis,
             a_session_that_ended_without_redis_is_not_taken_up_again,
             packet_ids_of_a_time_without_the_plugin_are_not_used_again
         ]}
@@ -455,6 +456,25 @@ end_without_redis(Config, Ids, Topic) ->
     await(fun() -> is_available(Own) end),
     [?assertEqual(Payloads, stored(Own, Id)) || Id <- Ids],
     Own.
+
+%% Neither to connect nor to be served; its old session ends all the same, before it has another one.
+a_client_without_a_session_does_not_wait_for_redis(Config) ->
+    Own = start(Config, #{}),
+    Old = connect(Own, #{}),
+    1 = ?CLIENT:subscribe(Old, <<"wait/1">>, 1),
+    leave_offline(Own, Old, id(Own)),
+    ok = ?SERVER:pause(server(Own)),
+    Before = erlang:monotonic_time(millisecond),
+    C = connect(Own, #{client_id => id(Own, <<"other">>), clean_start => true, expiry => 0}),
+    Clean = connect(Own, #{clean_start => true, expiry => 0}),
+    Took = erlang:monotonic_time(millisecond) - Before,
+    ok = ?SERVER:resume(server(Own)),
+    ?assert(Took < 1000, Took),
+    0 = ?CLIENT:subscribe(C, <<"wait/2">>, 0),
+    ok = ?CLIENT:disconnect(Clean),
+    {ok, _, #{session_present := false}} = ?CLIENT:connect(options(Own, #{})),
+    ?assertEqual([], stored_filters(Own, id(Own))),
+    stop(Own).
 
 %% More of them than are reserved at once.
 packet_ids_of_a_time_without_the_plugin_are_not_used_again(Config) ->

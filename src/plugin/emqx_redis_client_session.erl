@@ -14,7 +14,7 @@
 -export([connecting/1, expected/0, found/1]).
 -export([created/2, resumed/2, adopt/4, known/1]).
 -export([subscribing/2, subscribed/2, unsubscribed/1, confirm_subscriptions/0]).
--export([disconnected/1, ended/0, discard_stored/1, refresh/0, rewrite/0, lost/1]).
+-export([disconnected/1, ended/0, discard_stored/1, discard_stored_or_later/1, refresh/0, rewrite/0, lost/1]).
 -export([delivered/3, received/1, completed/1, forget_sent/1]).
 -export([load_backlog/0, reserve/1, current/0, keep/1, earlier/0]).
 -export([begin_run/0, end_run/0, run_began/0]).
@@ -106,8 +106,10 @@ created(#{clientid := ClientId}, #{created_at := CreatedAt}) ->
         #{expiry_interval := Expiry, clean_start := CleanStart} when Expiry > 0 ->
             create(ClientId, Expiry, CreatedAt, CleanStart);
         #{} ->
-            %% Nothing of it is kept, so that Redis may be away.
-            discard_stored(ClientId) =:= ok orelse emqx_redis_discards:later(ClientId),
+            %% Nothing of it is kept, so CONNACK waits for nothing. This comes before whatever else the
+            %% process is asked for: what an earlier session has left is gone when another connection takes
+            %% its place.
+            self() ! {emqx_redis_storage, discard_stored},
             ok
     end.
 
@@ -159,6 +161,14 @@ discard_stored(ClientId) ->
         {error, _} = Error ->
             Error
     end.
+
+%% The same where nobody waits for it: later, if Redis is away.
+-spec discard_stored_or_later(client_id()) -> ok.
+discard_stored_or_later(ClientId) ->
+    IsDone = current() =/= undefined orelse
+        (emqx_redis_availability:is_available() andalso discard_stored(ClientId) =:= ok),
+    IsDone orelse emqx_redis_discards:later(ClientId),
+    ok.
 
 %% The session goes on: restored from Redis, or taken over from another channel.
 -spec resumed(emqx_redis_broker:client_info(), map()) -> ok | {error, term()}.

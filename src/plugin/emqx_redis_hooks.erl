@@ -310,6 +310,10 @@ on_nack(Message, _Nacked) ->
 -spec on_handle_info(client_info(), term(), map()) -> ok.
 on_handle_info(_ClientInfo, {emqx_redis_storage, confirm_subscriptions}, _Acc) ->
     or_note("take a refused subscription back", fun emqx_redis_client_session:confirm_subscriptions/0);
+on_handle_info(#{clientid := ClientId}, {emqx_redis_storage, discard_stored}, _Acc) ->
+    or_note("end an earlier session", fun() ->
+        emqx_redis_client_session:discard_stored_or_later(ClientId)
+    end);
 on_handle_info(ClientInfo, {emqx_redis_storage, adopt}, _Acc) ->
     or_note("take a session over that was there before", fun() -> emqx_redis_adopt:adopt(ClientInfo) end);
 on_handle_info(_ClientInfo, {emqx_redis_storage, rewrite}, _Acc) ->

@@ -331,7 +331,7 @@ comparing_under_load_delivers_nothing_twice(Config) ->
     {Own, Topic, Payloads, C} = with_backlog(Config, 1000),
     P = publisher(Own),
     Compare = fun Compare() ->
-        ok = call(Own, emqx_redis_owned, tell_all, [compare_missing]),
+        ok = call(Own, emqx_redis_owned, tell_all, [{compare, missing}]),
         receive
             stop -> ok
         after 3 -> Compare()

@@ -123,7 +123,7 @@ handle_info({emqx_redis_reply, Ref, _} = Message, #state{requests = Requests} = 
         {{RequestId, Owner, Ids}, Left} ->
             {reply, Result} = emqx_redis_storage:check_response(Message, RequestId),
             Done = done(Result, Owner, Ids, State#state{requests = Left}),
-            {noreply, answer_flushed(Ref, is_done(Result), send_waiting(Done))};
+            {noreply, answer_flushed(Ref, outcome(Result), send_waiting(Done))};
         error ->
             {noreply, State}
     end;
@@ -201,14 +201,12 @@ send_now(ClientId, #state{waiting = Waiting} = State) ->
     ).
 
 %% Later the session may be another epoch's.
-note_now(ClientId, #state{young = Young, old = Old} = State) ->
-    Notes = [{ClientId, Marks} || #{ClientId := Marks} <- [Old, Young]],
+note_now(ClientId, #state{young = Young, old = Old, requests = Requests} = State) ->
+    Notes = [Marks || #{ClientId := Marks} <- [Old, Young]],
     State#state{
         young = maps:remove(ClientId, Young),
         old = maps:remove(ClientId, Old),
-        requests = lists:foldl(
-            fun({Client, Marks}, Requests) -> note(Client, Marks, Requests) end, State#state.requests, Notes
-        )
+        requests = lists:foldl(fun(Marks, Acc) -> note(ClientId, Marks, Acc) end, Requests, Notes)
     }.
 
 note(ClientId, {Epoch, Marks}, Requests) -> note_some({ClientId, Epoch}, maps:to_list(Marks), Requests).
@@ -258,11 +256,11 @@ done({error, _}, _Owner, [], State) ->
 done({error, _}, Owner, Ids, State) ->
     wait(Owner, lists:reverse(Ids), length(Ids), ?RETRY, State).
 
-%% Also what fails since the session is another's by now.
-is_done({error, {stale_epoch, _}}) -> ok;
-is_done({error, fenced}) -> ok;
-is_done({error, _}) -> {error, failed};
-is_done(_) -> ok.
+%% What a flush answers: there is nothing more to be done where the session is another's by now.
+outcome({error, {stale_epoch, _}}) -> ok;
+outcome({error, fenced}) -> ok;
+outcome({error, _}) -> {error, failed};
+outcome(_) -> ok.
 
 answer_flushed(_Ref, _Result, #state{flushing = []} = State) ->
     State;

@@ -5,7 +5,7 @@
 %% added. All runs in the process of the client's channel.
 -module(emqx_redis_adopt).
 
--export([adopt/1, look_again/1]).
+-export([adopt/1]).
 
 -spec adopt(emqx_redis_broker:client_info()) -> ok | {error, term()}.
 adopt(ClientInfo) ->
@@ -29,7 +29,7 @@ adopt_unkept(#{clientid := ClientId} = ClientInfo) ->
 tell_groups(ClientId, Member) ->
     Filters = [Filter || {Filter, _} <- emqx_redis_broker:subscriptions(self())],
     _ = lists:any(fun is_tuple/1, Filters) andalso
-        emqx_redis_reconcile:group_member(ClientId, self(), Member),
+        emqx_redis_reconcile:group_member(ClientId, Member),
     ok.
 
 adopt(#{clientid := ClientId} = ClientInfo, #{expiry_interval := Expiry} = ConnInfo, SessionInfo) ->
@@ -70,14 +70,6 @@ begin_anew(ClientId) ->
         {error, Reason} -> emqx_redis_plugin_log:log(warning, "could not delete old messages", Reason)
     end,
     emqx_redis_compare:ask(keep).
-
-%% Redis has messages for a session that was handed all of them.
--spec look_again(emqx_redis_broker:client_info()) -> ok.
-look_again(#{clientid := ClientId} = ClientInfo) ->
-    case emqx_redis_broker:channel_info(ClientId, self()) of
-        #{conninfo := ConnInfo} -> emqx_redis_compare:all(ClientInfo, ConnInfo);
-        _ -> ok
-    end.
 
 %% What the broker knows is true now; the options are those of the session, where it has told them yet. The
 %% broker keeps the client id in the place of the subscription identifier.

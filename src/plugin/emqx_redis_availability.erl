@@ -88,7 +88,7 @@ handle_info(look, #state{was_connected = Was} = State) ->
     changed(Was, Is),
     {noreply, make_good(State#state{was_connected = Is})};
 handle_info(unstored, State) ->
-    emqx_redis_owned:tell_everywhere(compare_missing),
+    emqx_redis_owned:tell_everywhere({compare, missing}),
     {noreply, State};
 handle_info(_Message, State) ->
     {noreply, State}.

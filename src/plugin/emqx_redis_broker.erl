@@ -34,8 +34,7 @@
 %% As EMQX has it within: a shared one is a record.
 -type topic_filter() :: binary() | {share, Group :: binary(), Filter :: binary()}.
 
--define(HELD, [mqueue_msgs, inflight_msgs]).
-%% More than any session holds.
+%% More messages than any session holds.
 -define(ALL, 16#FFFFFFF).
 
 %% Whether this VM is a broker, rather than a shell or a test.
@@ -313,7 +312,8 @@ channel_info(ClientId, Pid) -> call(emqx_cm, do_get_chan_info, [ClientId, Pid]).
 %% goes from there is not missed.
 -spec held_messages(binary(), pid(), timeout()) -> {ok, [message()]} | {error, term()}.
 held_messages(ClientId, Pid, Timeout) ->
-    case ask_channel(ClientId, Pid, [{Which, #{limit => ?ALL}} || Which <- ?HELD], Timeout) of
+    Requests = [{mqueue_msgs, #{limit => ?ALL}}, {inflight_msgs, #{limit => ?ALL}}],
+    case ask_channel(ClientId, Pid, Requests, Timeout) of
         {ok, [{Queued, _}, {Sent, _}]} -> {ok, Sent ++ without(Sent, Queued)};
         {ok, Other} -> {error, {no_messages, Other}};
         {error, _} = Error -> Error

@@ -211,8 +211,8 @@ hand_over(ClientId, Pid) ->
     try
         erpc:call(node(Pid), ?MODULE, known, [Pid], ?NODE_TIMEOUT)
     catch
-        %% It is gone, or has another version.
-        error:{Class, _} when Class =:= erpc -> #{};
+        %% The node is gone, or has another version.
+        error:{erpc, _} -> #{};
         error:{exception, undef, _} -> #{}
     end.
 
@@ -220,22 +220,19 @@ hand_over(ClientId, Pid) ->
 -spec known(pid()) -> map().
 known(Pid) ->
     case process_info(Pid, dictionary) of
-        {dictionary, Dictionary} ->
-            case lists:keyfind(?SESSION, 1, Dictionary) of
-                {_, #{run := Run, connected := IsConnected, exact_ids := IsExact} = Known} ->
-                    %% One whose client is still there may go on before it hands the session over.
-                    Kept = maps:with([sent, packet_ids, backlog, comparing], Known),
-                    Whole = Kept#{
-                        exact_ids => IsExact andalso not IsConnected,
-                        has_pages_to_come => IsConnected andalso maps:get(backlog, Known) =/= none
-                    },
-                    maps:from_list([Each || Run =:= run(), Each <- maps:to_list(Whole)]);
-                _ ->
-                    #{}
-            end;
-        undefined ->
-            #{}
+        {dictionary, Dictionary} -> known(run(), proplists:get_value(?SESSION, Dictionary));
+        undefined -> #{}
     end.
+
+%% One whose client is still there may go on before it hands the session over.
+known(Run, #{run := Run, connected := IsConnected, exact_ids := IsExact, backlog := Backlog} = State) ->
+    Kept = maps:with([sent, packet_ids, backlog, comparing], State),
+    Kept#{
+        exact_ids => IsExact andalso not IsConnected,
+        has_pages_to_come => IsConnected andalso Backlog =/= none
+    };
+known(_Run, _State) ->
+    #{}.
 
 take_over(#{clientid := ClientId} = ClientInfo, Connecting, SessionInfo, Known) ->
     #{expiry_interval := Expiry} = Connecting,

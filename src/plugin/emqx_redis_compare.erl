@@ -2,10 +2,43 @@
 %% channel's process.
 -module(emqx_redis_compare).
 
--export([all/2, ask/1, ask_again/1, check/0]).
--export([looking/0, storing/1, not_looking/0, compared/3, counting/0, next_packet_id/1]).
+-export([all/2, ask/1, check/0, handle/2]).
+-export_type([message/0]).
 
 -import(emqx_redis_client_session, [current/0, keep/1]).
+
+-type ids() :: #{emqx_redis_message:message_id() => []}.
+%% What a channel is told as `{emqx_redis_storage, {compare, Message}}'.
+-type message() ::
+    %% By whoever finds that hooks may have missed something: that messages may be missing in Redis, or may
+    %% have been routed past the session.
+    missing
+    | check
+    %% By a process of `emqx_redis_reconcile': it was started anew, and has forgotten what it was asked for.
+    | {again, Number :: 1..4}
+    %% There are messages that were routed past the session.
+    | strays
+    %% It is about to look at the session, about to store messages that it holds, or has given up for now.
+    | looking
+    | {storing, ids()}
+    | not_looking
+    %% Before EMQX is asked for its next packet id, and what it answered.
+    | counting
+    | {next_packet_id, 1..65535}
+    %% The end: what the session held at the last look, and what of it was stored only now.
+    | {compared, emqx_redis_reconcile:surplus(), Held :: ids(), Stored :: ids()}.
+
+-spec handle(message(), emqx_redis_broker:client_info()) -> ok.
+handle(missing, _ClientInfo) -> ask(keep);
+handle(check, _ClientInfo) -> check();
+handle({again, Number}, _ClientInfo) -> ask_again(Number);
+handle(strays, ClientInfo) -> strays(ClientInfo);
+handle(looking, _ClientInfo) -> looking();
+handle({storing, Ids}, _ClientInfo) -> storing(Ids);
+handle(not_looking, _ClientInfo) -> not_looking();
+handle(counting, _ClientInfo) -> counting();
+handle({next_packet_id, Id}, _ClientInfo) -> next_packet_id(Id);
+handle({compared, Surplus, Held, Stored}, _ClientInfo) -> compared(Surplus, Held, Stored).
 
 %% Nobody knows whether what EMQX holds of the session is what Redis has.
 -spec all(emqx_redis_broker:client_info(), emqx_redis_broker:conn_info()) -> ok.
@@ -35,7 +68,6 @@ ask(Surplus) ->
     end.
 
 %% Asks once more for what is not done yet, where it is for that process.
--spec ask_again(Number :: 1..4) -> ok.
 ask_again(Number) ->
     case current() of
         #{client_id := ClientId, comparing := #{}} = State ->
@@ -63,9 +95,15 @@ check() ->
             ok
     end.
 
+%% Redis has messages for a session that was handed all of them.
+strays(#{clientid := ClientId} = ClientInfo) ->
+    case emqx_redis_broker:channel_info(ClientId, self()) of
+        #{conninfo := ConnInfo} -> all(ClientInfo, ConnInfo);
+        _ -> ok
+    end.
+
 %% The session is about to be looked at. If nobody knows what it holds, nothing is to come from Redis until
 %% somebody does.
--spec looking() -> ok.
 looking() ->
     case current() of
         #{comparing := Comparing, backlog := Backlog, room := Room} = State ->
@@ -83,7 +121,6 @@ looking() ->
     end.
 
 %% Those that the session holds are about to be stored, and do not come from Redis.
--spec storing(#{emqx_redis_message:message_id() => []}) -> ok.
 storing(Ids) ->
     case current() of
         #{comparing := Comparing, backlog := #{} = Backlog} = State ->
@@ -95,7 +132,6 @@ storing(Ids) ->
     end.
 
 %% Nothing came of it yet.
--spec not_looking() -> ok.
 not_looking() ->
     case current() of
         #{comparing := Comparing} = State ->
@@ -106,8 +142,6 @@ not_looking() ->
     end.
 
 %% The session held those messages when it was looked at, and Redis has them, some of them since then.
--spec compared(emqx_redis_reconcile:surplus(), Ids, Ids) -> ok when
-    Ids :: #{emqx_redis_message:message_id() => []}.
 compared(Surplus, Held, Stored) ->
     case current() of
         #{comparing := #{current := Surplus} = Comparing, backlog := Backlog} = State ->
@@ -133,7 +167,6 @@ note_again(Stored, #{sent := Sent, client_id := ClientId, epoch := Epoch}) ->
     ).
 
 %% EMQX is about to be asked for its next packet id.
--spec counting() -> ok.
 counting() ->
     case current() of
         #{exact_ids := false, packet_ids := Ids} = State ->
@@ -144,7 +177,6 @@ counting() ->
     end.
 
 %% It was that. If nothing was sent since, it is that still.
--spec next_packet_id(1..65535) -> ok.
 next_packet_id(Id) ->
     case current() of
         #{exact_ids := false, packet_ids := Ids, counted := Ids} = State ->

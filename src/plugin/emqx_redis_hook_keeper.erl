@@ -45,7 +45,7 @@ handle_info(adopt_again, Monitor) ->
 handle_info(all_told, Monitor) ->
     emqx_redis_reconcile:all_told(),
     %% What was published here without the plugin is in sessions of other nodes too.
-    emqx_redis_owned:tell_everywhere(compare_missing),
+    emqx_redis_owned:tell_everywhere({compare, missing}),
     {noreply, Monitor};
 handle_info({adopt, []}, Monitor) ->
     _ = erlang:send_after(?HEARD_AFTER, self(), all_told),

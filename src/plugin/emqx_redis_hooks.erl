@@ -322,26 +322,8 @@ on_handle_info(_ClientInfo, {emqx_redis_storage, refresh}, _Acc) ->
     or_note("write the session again", fun emqx_redis_client_session:refresh/0);
 on_handle_info(_ClientInfo, {emqx_redis_storage, {lost, Epoch}}, _Acc) ->
     emqx_redis_client_session:lost(Epoch);
-on_handle_info(_ClientInfo, {emqx_redis_storage, check}, _Acc) ->
-    emqx_redis_compare:check();
-on_handle_info(ClientInfo, {emqx_redis_storage, compare}, _Acc) ->
-    or_note("look for messages that only Redis has", fun() -> emqx_redis_adopt:look_again(ClientInfo) end);
-on_handle_info(_ClientInfo, {emqx_redis_storage, {compare_again, Number}}, _Acc) ->
-    emqx_redis_compare:ask_again(Number);
-on_handle_info(_ClientInfo, {emqx_redis_storage, compare_missing}, _Acc) ->
-    emqx_redis_compare:ask(keep);
-on_handle_info(_ClientInfo, {emqx_redis_storage, looking}, _Acc) ->
-    emqx_redis_compare:looking();
-on_handle_info(_ClientInfo, {emqx_redis_storage, counting}, _Acc) ->
-    emqx_redis_compare:counting();
-on_handle_info(_ClientInfo, {emqx_redis_storage, {next_packet_id, Id}}, _Acc) ->
-    emqx_redis_compare:next_packet_id(Id);
-on_handle_info(_ClientInfo, {emqx_redis_storage, {storing, Ids}}, _Acc) ->
-    emqx_redis_compare:storing(Ids);
-on_handle_info(_ClientInfo, {emqx_redis_storage, not_looking}, _Acc) ->
-    emqx_redis_compare:not_looking();
-on_handle_info(_ClientInfo, {emqx_redis_storage, {compared, Surplus, Held, Stored}}, _Acc) ->
-    emqx_redis_compare:compared(Surplus, Held, Stored);
+on_handle_info(ClientInfo, {emqx_redis_storage, {compare, Message}}, _Acc) ->
+    or_note("compare the session with Redis", fun() -> emqx_redis_compare:handle(Message, ClientInfo) end);
 on_handle_info(_ClientInfo, {emqx_redis_storage, load_backlog}, _Acc) ->
     emqx_redis_client_session:load_backlog();
 on_handle_info(_ClientInfo, _Message, _Acc) ->

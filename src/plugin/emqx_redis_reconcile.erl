@@ -15,7 +15,7 @@
 -behaviour(gen_server).
 
 -export([prepare/0, names/0, start_link/1]).
--export([session/4, number/1, group_member/3, all_told/0, is_settled/0, is_idle/0]).
+-export([session/4, number/1, group_member/2, all_told/0, is_settled/0, is_idle/0]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -type client_id() :: emqx_redis_session:client_id().
@@ -39,7 +39,7 @@
     %% What was stored here so far.
     stored = #{} :: #{message_id() => []},
     %% What only Redis had at the first look.
-    seen = none :: none | #{message_id() => []}
+    seen = none :: none | [message_id()]
 }).
 
 -record(state, {
@@ -82,14 +82,10 @@ names() ->
 -spec start_link({1..4, atom()}) -> gen_server:start_ret().
 start_link({Number, Name}) -> gen_server:start_link({local, Name}, ?MODULE, Number, []).
 
-%% The calling process is the client's channel and holds that epoch. It is told what came of it by messages
-%% `{emqx_redis_storage, looking}' before its session is looked at, `{emqx_redis_storage, {compared,
-%% Surplus, Held, Stored}}' in the end: which messages the session held at the last look, and which of them
-%% were stored only now. `check' has no such end.
+%% The calling process is the client's channel and holds that epoch. It is told what comes of it, see
+%% `emqx_redis_compare:message()'; the last is `{compared, _, _, _}', but for `check', which has no such end.
 %%
-%% Where the id is wanted, `{emqx_redis_storage, counting}' and `{emqx_redis_storage, {next_packet_id, Id}}'
-%% come before that, some times: the id was that of the next message at a moment in between.
-%%
+%% `is_id_wanted': the packet id of its next message is asked for before that, some times.
 %% `version': of the session's subscriptions, which other nodes may not know yet.
 -spec session(client_id(), emqx_redis_session:epoch(), surplus(), Options) -> ok when
     Options :: #{version := none | emqx_redis_router:version(), is_id_wanted := boolean()}.
@@ -105,9 +101,9 @@ session(ClientId, Epoch, Surplus, #{version := Version, is_id_wanted := IsIdWant
 
 %% The calling process is the channel of a member of shared groups. `Member': as `emqx_redis_groups:hold/2'
 %% has it.
--spec group_member(client_id(), pid(), client_id() | pid()) -> ok.
-group_member(ClientId, Channel, Member) ->
-    ask(#task{client_id = ClientId, channel = Channel, what = {groups, Member}, epoch = none}).
+-spec group_member(client_id(), client_id() | pid()) -> ok.
+group_member(ClientId, Member) ->
+    ask(#task{client_id = ClientId, channel = self(), what = {groups, Member}, epoch = none}).
 
 ask(#task{client_id = ClientId} = Task) ->
     {_, Name} = lists:keyfind(number(ClientId), 1, names()),
@@ -145,7 +141,7 @@ is_idle() ->
 init(Number) ->
     process_flag(message_queue_data, off_heap),
     %% An earlier process may have ended in the middle of something.
-    emqx_redis_owned:tell_all({compare_again, Number}),
+    emqx_redis_owned:tell_all({compare, {again, Number}}),
     {ok, #state{number = Number}}.
 
 handle_call(_Request, _From, State) -> {reply, {error, unknown_call}, State}.
@@ -186,7 +182,7 @@ run(Task, State) ->
 
 %% A session that was taken over is its new channel's matter.
 retry(Reason, #task{channel = Channel, attempts = Attempts} = Task, State) ->
-    Channel ! {emqx_redis_storage, not_looking},
+    tell(Channel, not_looking),
     Attempts =:= ?SOON andalso
         emqx_redis_plugin_log:log(warning, "could not compare a session with Redis yet", Reason),
     case is_process_alive(Channel) of
@@ -237,7 +233,7 @@ attempt_available(Task) ->
 %% The QoS 1 and 2 messages of the client's own that the session holds, in their order. What it holds for
 %% shared groups is noted.
 held(#task{client_id = ClientId, channel = Channel, what = What}) ->
-    Channel ! {emqx_redis_storage, looking},
+    tell(Channel, looking),
     case emqx_redis_broker:held_messages(ClientId, Channel, ?CALL_TIMEOUT) of
         {ok, Messages} ->
             {Own, Groups} = lists:partition(
@@ -263,7 +259,7 @@ compare(Task) ->
     case await_subscriptions(Task) of
         {ok, #task{what = What, stored = StoredHere} = Next} ->
             case held(Next) of
-                {ok, []} when What =:= keep, map_size(StoredHere) =:= 0 -> tell(#{}, Next);
+                {ok, []} when What =:= keep, map_size(StoredHere) =:= 0 -> finish(#{}, Next);
                 {ok, Held} -> compare(Held, Next);
                 {error, Reason} -> {error, Reason, Next}
             end;
@@ -339,7 +335,7 @@ store_missing([], HeldIds, Task) ->
     {ok, HeldIds, Task};
 store_missing(Missing, _HeldIds, #task{channel = Channel} = Task) ->
     %% It has heard of that when it has answered: it may be about to read a page.
-    Channel ! {emqx_redis_storage, {storing, ids(Missing)}},
+    tell(Channel, {storing, ids(Missing)}),
     case held(Task) of
         {ok, Held} ->
             HeldIds = ids(Held),
@@ -393,27 +389,27 @@ remove_acknowledged(Stored, _HeldIds, Task) ->
     end.
 
 settle(_Surplus, HeldIds, #task{what = What} = Task) when What =:= keep; What =:= deliver ->
-    tell(HeldIds, Task);
+    finish(HeldIds, Task);
 settle(Surplus, HeldIds, Task) when map_size(Surplus) =:= 0 ->
-    tell(HeldIds, Task);
+    finish(HeldIds, Task);
 settle(Surplus, _HeldIds, #task{what = What, seen = none} = Task) ->
     Patience =
         case What of
             remove -> ?ACKNOWLEDGED_AFTER;
             check -> ?STRAY_AFTER
         end,
-    {later, Patience, Task#task{seen = without(Surplus, #{})}};
+    {later, Patience, Task#task{seen = maps:keys(Surplus)}};
 settle(Surplus, HeldIds, #task{seen = Seen} = Task) ->
     {Acknowledged, Strays} = maps:fold(
         fun(Id, PublishedAt, Acc) -> judge(Id, PublishedAt, Task, Acc) end,
         {[], []},
-        maps:with(maps:keys(Seen), Surplus)
+        maps:with(Seen, Surplus)
     ),
     #task{client_id = ClientId, channel = Channel, epoch = Epoch} = Task,
     lists:foreach(fun(Id) -> emqx_redis_acks:ack(ClientId, Epoch, Id) end, Acknowledged),
     emqx_redis_plugin_stats:count(strays_found, length(Strays)),
-    _ = Strays =/= [] andalso (Channel ! {emqx_redis_storage, compare}),
-    tell(HeldIds, Task).
+    Strays =/= [] andalso tell(Channel, strays),
+    finish(HeldIds, Task).
 
 %% What was published while the plugin was stopped here is in memory, or done with.
 judge(Id, PublishedAt, #task{what = remove}, {Acknowledged, Strays}) ->
@@ -424,16 +420,21 @@ judge(Id, PublishedAt, #task{what = remove}, {Acknowledged, Strays}) ->
 judge(Id, _PublishedAt, #task{what = check}, {Acknowledged, Strays}) ->
     {Acknowledged, [Id | Strays]}.
 
-tell(_HeldIds, #task{what = check}) ->
+finish(_HeldIds, #task{what = check}) ->
     done;
-tell(HeldIds, #task{channel = Channel, what = What, stored = StoredHere} = Task) ->
+finish(HeldIds, #task{channel = Channel, what = What, stored = StoredHere} = Task) ->
     _ = [tell_id(Task) || Task#task.is_id_wanted, _ <- lists:seq(1, ?ID_ATTEMPTS)],
-    Channel ! {emqx_redis_storage, {compared, What, HeldIds, maps:with(maps:keys(HeldIds), StoredHere)}},
+    tell(Channel, {compared, What, HeldIds, maps:with(maps:keys(HeldIds), StoredHere)}),
     done.
 
 tell_id(#task{client_id = ClientId, channel = Channel}) ->
-    Channel ! {emqx_redis_storage, counting},
+    tell(Channel, counting),
     case emqx_redis_broker:next_packet_id(ClientId, Channel, ?CALL_TIMEOUT) of
-        {ok, Id} -> Channel ! {emqx_redis_storage, {next_packet_id, Id}};
+        {ok, Id} -> tell(Channel, {next_packet_id, Id});
         {error, _} -> ok
     end.
+
+-spec tell(pid(), emqx_redis_compare:message()) -> ok.
+tell(Channel, Message) ->
+    Channel ! {emqx_redis_storage, {compare, Message}},
+    ok.

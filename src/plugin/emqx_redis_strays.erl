@@ -79,7 +79,7 @@ doubted(#state{doubted = Doubted} = State) ->
 look(Now, #state{looks = [Next | Looks]} = State) when Now >= Next ->
     case emqx_redis_availability:is_available() andalso emqx_redis_reconcile:is_idle() of
         true ->
-            emqx_redis_owned:tell_all(check),
+            emqx_redis_owned:tell_all({compare, check}),
             State#state{looks = [At || At <- Looks, At > Now]};
         false ->
             State

@@ -297,8 +297,8 @@ a_session_lost_in_connect_leaves_no_lock(Config) ->
     ?assertMatch({ok, _, #{session_present := true}}, ?CLIENT:connect(options(Config, #{}))).
 
 lose_session(#{clientid := ClientId}, _Info, ClientId) ->
-    #{epoch := Epoch} = emqx_redis_client_session:current(),
-    emqx_redis_client_session:lost(Epoch);
+    #{epoch := Epoch} = emqx_redis_session_state:current(),
+    emqx_redis_session_state:lost(Epoch);
 lose_session(_ClientInfo, _Info, _ClientId) ->
     ok.
 

@@ -34,6 +34,7 @@ groups() ->
             a_backlog_behind_a_full_queue_overflows_nothing,
             a_message_that_takes_its_time_to_be_routed_stays,
             messages_that_a_member_holds_are_not_given_out_again,
+            what_is_to_be_looked_at_again_holds_no_group_up,
             messages_of_an_outage_are_stored_afterwards,
             messages_of_an_outage_are_delivered_once_behind_a_backlog,
             a_client_that_reconnects_is_compared_all_the_same,
@@ -129,6 +130,21 @@ messages_that_a_member_holds_are_not_given_out_again(Config) ->
     [ok = ?CLIENT:ack(C, Message) || Message <- Two],
     [ok = ?CLIENT:ack(C, Message) || Message <- receive_all(C, 2)],
     await([], fun() -> stored(Own, Queue) end),
+    stop(Own).
+
+%% Only that all were looked at once must be awaited before it is known what members hold.
+what_is_to_be_looked_at_again_holds_no_group_up(Config) ->
+    Own = start(Config, #{}),
+    C = connect(Own, #{acks => manual}),
+    1 = ?CLIENT:subscribe(C, <<"again/1">>, 1),
+    _ = publish_numbers(publisher(Own), <<"again/1">>, 1, 1),
+    [Message] = receive_all(C, 1),
+    ok = ?NODE:stop_plugin(broker(Own)),
+    ok = ?CLIENT:ack(C, Message),
+    ok = ?NODE:start_plugin(broker(Own)),
+    ?HELPERS:wait_until(fun() -> call(Own, emqx_redis_reconcile, is_settled, []) end, 6000),
+    ?assertEqual([<<"1">>], stored(Own)),
+    ?HELPERS:wait_until(fun() -> stored(Own) =:= [] end, 30000),
     stop(Own).
 
 %% Redis was away and EMQX went on: what sessions hold is stored when it is back, in its place.

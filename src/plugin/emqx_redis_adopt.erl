@@ -9,7 +9,7 @@
 
 -spec adopt(emqx_redis_broker:client_info()) -> ok | {error, term()}.
 adopt(ClientInfo) ->
-    case emqx_redis_client_session:current() of
+    case emqx_redis_session_state:current() of
         undefined -> adopt_unkept(ClientInfo);
         _ -> ok
     end.
@@ -40,7 +40,7 @@ adopt(#{clientid := ClientId} = ClientInfo, #{expiry_interval := Expiry} = ConnI
         created_at => maps:get(created_at, SessionInfo, erlang:system_time(millisecond))
     },
     %% By the plugin before that was stopped and started again.
-    Earlier = emqx_redis_client_session:earlier(),
+    Earlier = emqx_redis_session_state:earlier(),
     case emqx_redis_client_session:adopt(ClientId, Expiry, Info, #{}) of
         {claimed, Old, Written} ->
             compare(Old, Earlier, Subscribed, ClientInfo, ConnInfo),
@@ -64,7 +64,7 @@ compare(_Old, unknown, _Subscribed, #{clientid := ClientId}, _ConnInfo) ->
 
 %% Nothing of the old session is to be seen again.
 begin_anew(ClientId) ->
-    #{epoch := Epoch} = emqx_redis_client_session:current(),
+    #{epoch := Epoch} = emqx_redis_session_state:current(),
     case emqx_redis_message:delete_messages(ClientId, #{epoch => Epoch}) of
         ok -> ok;
         {error, Reason} -> emqx_redis_plugin_log:log(warning, "could not delete old messages", Reason)

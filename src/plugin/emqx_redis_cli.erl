@@ -204,7 +204,7 @@ session(Client) ->
         {error, _} = Error -> Error
     end.
 
-%% See `emqx_redis_client_session'. Another application's session is any term.
+%% See `emqx_redis_session_state'. Another application's session is any term.
 described(Client, #{version := 1, subscriptions := #{}} = Session) -> Session#{client => Client};
 described(Client, Other) -> #{client => Client, session => term(Other)}.
 

@@ -1,73 +1,22 @@
-%% The persistent session of one client, as its channel's process keeps it in Redis.
+%% The life of a client's persistent session: it begins, is restored or taken over, is subscribed, and ends.
+%% In Redis it follows, before the client is answered.
 %%
-%% Everything here runs in that process, called by hooks, and blocks nobody else. What is known of the
-%% session is in the process dictionary: a process without it has no persistent session, and its hooks do
-%% nothing.
-%%
-%% In Redis it is a map: `version' (1), `node', `instance' (the epoch at which it began, which tells it from
-%% an earlier session of the client), `packet_id' (the last that may be in use), `created_at' (ms), `since'
-%% (ms: when its client connected last), `expiry' (ms), `subscriptions' (filter to options as EMQX has
-%% them). Subscriptions of QoS 1 and 2 are in the table of `emqx_redis_subscription' besides, so that
-%% publishers find the client.
+%% Everything here runs in the process of the client's channel, called by hooks, and blocks nobody else. What
+%% is known and stored of the session, see `emqx_redis_session_state'. Subscriptions of QoS 1 and 2 are in the
+%% table of `emqx_redis_subscription' besides, so that publishers find the client.
 -module(emqx_redis_client_session).
 
 -export([connecting/1, expected/0, found/1]).
 -export([created/2, resumed/2, adopt/4, known/1]).
 -export([subscribing/2, subscribed/2, unsubscribed/1, confirm_subscriptions/0]).
--export([disconnected/1, ended/0, discard_stored/1, discard_stored_or_later/1, refresh/0, rewrite/0, lost/1]).
--export([delivered/3, received/1, completed/1, forget_sent/1]).
--export([load_backlog/0, reserve/1, current/0, keep/1, earlier/0]).
--export([begin_run/0, end_run/0, run_began/0]).
+-export([disconnected/1, ended/0, discard_stored/1, discard_stored_or_later/1, refresh/0, rewrite/0]).
 
--export_type([state/0, stored/0]).
+-import(emqx_redis_session_state, [current/0, keep/1, save/1]).
 
 -type client_id() :: emqx_redis_session:client_id().
--type filter() :: binary().
--type stored() :: #{
-    version := 1,
-    node := node(),
-    instance := emqx_redis_session:epoch(),
-    packet_id := 1..65535,
-    created_at := integer(),
-    since => integer(),
-    expiry := non_neg_integer(),
-    subscriptions := #{filter() => map()}
-}.
--type state() :: #{
-    %% Which run of the plugin it is of.
-    run := {integer(), Began :: integer()} | none,
-    client_id := client_id(),
-    epoch := emqx_redis_session:epoch(),
-    stored := stored(),
-    connected := boolean(),
-    %% Whether Redis lacks what was to be written.
-    dirty := boolean(),
-    %% Filters that are stored and not confirmed by EMQX yet.
-    unconfirmed := [filter()],
-    %% Filters that are unsubscribed from, and may be known to publishers yet.
-    gone := [filter()],
-    %% The packet ids to come.
-    packet_ids := emqx_redis_packet_ids:state(),
-    %% Whether these are the very ids that EMQX gives out, or only ahead of them.
-    exact_ids := boolean(),
-    %% The packet ids to come when EMQX was asked for its own.
-    counted := emqx_redis_packet_ids:state() | none,
-    %% The packet ids of messages that are under way.
-    sent := #{emqx_redis_message:message_id() => emqx_redis_message:mark() | unknown},
-    backlog := emqx_redis_backlog:state() | none,
-    %% How many messages may be in flight, and how many queued.
-    room := {non_neg_integer(), non_neg_integer() | infinity} | none,
-    %% Of its subscriptions, when they were written other than by SUBSCRIBE.
-    version := none | emqx_redis_router:version(),
-    comparing := emqx_redis_comparing:state()
-}.
+-type state() :: emqx_redis_session_state:state().
 
--define(SESSION, emqx_redis_session).
 -define(CONNECTING, emqx_redis_connecting).
--define(RUN, {?MODULE, run}).
-%% A connected client's session outlives its last save by its expiry and this, which `emqx_redis_owned' is
-%% well within.
--define(CONNECTED_SECONDS, 3600).
 %% So long one lives that is being deleted.
 -define(ENDING_SECONDS, 60).
 %% How long a SUBACK waits for the slowest node.
@@ -219,20 +168,17 @@ hand_over(ClientId, Pid) ->
 %% What a channel of this node knows of its session beside EMQX; nothing, where the plugin was away meanwhile.
 -spec known(pid()) -> map().
 known(Pid) ->
-    case process_info(Pid, dictionary) of
-        {dictionary, Dictionary} -> known(run(), proplists:get_value(?SESSION, Dictionary));
-        undefined -> #{}
+    case emqx_redis_session_state:of_channel(Pid) of
+        #{connected := IsConnected, exact_ids := IsExact, backlog := Backlog} = State ->
+            %% One whose client is still there may go on before it hands the session over.
+            Kept = maps:with([sent, packet_ids, backlog, comparing], State),
+            Kept#{
+                exact_ids => IsExact andalso not IsConnected,
+                has_pages_to_come => IsConnected andalso Backlog =/= none
+            };
+        undefined ->
+            #{}
     end.
-
-%% One whose client is still there may go on before it hands the session over.
-known(Run, #{run := Run, connected := IsConnected, exact_ids := IsExact, backlog := Backlog} = State) ->
-    Kept = maps:with([sent, packet_ids, backlog, comparing], State),
-    Kept#{
-        exact_ids => IsExact andalso not IsConnected,
-        has_pages_to_come => IsConnected andalso Backlog =/= none
-    };
-known(_Run, _State) ->
-    #{}.
 
 take_over(#{clientid := ClientId} = ClientInfo, Connecting, SessionInfo, Known) ->
     #{expiry_interval := Expiry} = Connecting,
@@ -313,182 +259,12 @@ instance(_, Epoch) -> Epoch.
 
 new(ClientId, Epoch, #{subscriptions := Subscriptions} = Stored) ->
     join_groups(Subscriptions),
-    State = #{
-        run => run(),
-        client_id => ClientId,
-        epoch => Epoch,
-        stored => Stored,
-        connected => true,
-        dirty => true,
-        unconfirmed => [],
-        gone => [],
-        packet_ids => emqx_redis_packet_ids:new(),
-        exact_ids => true,
-        counted => none,
-        sent => #{},
-        backlog => none,
-        room => none,
-        version => none,
-        comparing => none
-    },
     emqx_redis_owned:put(ClientId, Epoch),
-    keep(State).
+    keep(emqx_redis_session_state:new(ClientId, Epoch, Stored)).
 
 join_groups(Subscriptions) ->
     Groups = [emqx_redis_filter:group(Filter) || Filter <- maps:keys(Subscriptions)],
     lists:foreach(fun emqx_redis_groups:joined/1, [Group || {_, _} = Group <- Groups]).
-
-%% What it knows from now on.
--spec keep(state()) -> state().
-keep(State) ->
-    _ = put(?SESSION, State),
-    State.
-
-%% What the calling process knows of its session; `undefined' where it has none that is persistent, or knows
-%% it from an earlier run of the plugin only: that has missed what became of it.
--spec current() -> state() | undefined.
-current() ->
-    case get(?SESSION) of
-        #{run := Run} = State ->
-            case run() of
-                Run -> State;
-                _ -> undefined
-            end;
-        undefined ->
-            undefined
-    end.
-
-%% What an earlier run of the plugin knew of the session: whether it had been handed all that Redis had for
-%% it.
--spec earlier() -> whole | in_part | unknown.
-earlier() ->
-    case get(?SESSION) of
-        #{backlog := #{more := true}} -> in_part;
-        #{comparing := #{current := deliver}} -> in_part;
-        #{comparing := #{next := deliver}} -> in_part;
-        #{} -> whole;
-        undefined -> unknown
-    end.
-
-run() -> persistent_term:get(?RUN, none).
-
-%% When this run of the plugin began, in milliseconds.
--spec run_began() -> integer().
-run_began() -> element(2, run()).
-
-%% The plugin starts.
--spec begin_run() -> ok.
-begin_run() -> persistent_term:put(?RUN, {erlang:unique_integer(), now_ms()}).
-
-%% It is stopped, and misses from now on what becomes of sessions.
--spec end_run() -> ok.
-end_run() ->
-    _ = persistent_term:erase(?RUN),
-    ok.
-
-%%--------------------------------------------------------------------
-%% Messages on their way to the client
-%%--------------------------------------------------------------------
-
-%% A message of QoS 1 or 2 is sent; `IsOwn': from the client's own queue, and not a shared group's.
--spec delivered(emqx_redis_message:message_id(), IsOwn :: boolean(), IsDup :: boolean()) -> ok.
-delivered(MessageId, IsOwn, IsDup) ->
-    case current() of
-        undefined ->
-            ok;
-        %% Once more, with the packet id that it has.
-        #{sent := Sent} when IsDup, is_map_key(MessageId, Sent) ->
-            ok;
-        %% It was sent before that was noted.
-        #{sent := Sent} = State when IsDup ->
-            _ = keep(State#{sent := Sent#{MessageId => unknown}}),
-            ok;
-        #{packet_ids := Ids, sent := Sent, exact_ids := Exact} = State ->
-            #{client_id := ClientId, epoch := Epoch} = State,
-            {PacketId, Reserve, Next} = emqx_redis_packet_ids:next(Ids),
-            Mark =
-                case Exact of
-                    true -> {PacketId, sent};
-                    false -> unknown
-                end,
-            Exact andalso IsOwn andalso emqx_redis_acks:mark(ClientId, Epoch, MessageId, Mark),
-            reserve(Reserve, keep(State#{packet_ids := Next, sent := Sent#{MessageId => Mark}}))
-    end.
-
-%% A shared group's message has left the session.
--spec forget_sent(emqx_redis_message:message_id()) -> ok.
-forget_sent(MessageId) ->
-    case current() of
-        #{sent := #{MessageId := _} = Sent} = State ->
-            _ = keep(State#{sent := maps:remove(MessageId, Sent)}),
-            ok;
-        _ ->
-            ok
-    end.
-
-reserve(keep, _State) -> ok;
-reserve(reserve, State) -> reserve(State).
-
-%% Stores up to where packet ids may be in use. What fails is saved again later; the block is far from its
-%% end.
--spec reserve(state()) -> ok.
-reserve(#{packet_ids := Ids, stored := Stored} = State) ->
-    _ = save(State#{stored := Stored#{packet_id := emqx_redis_packet_ids:reserved(Ids)}}),
-    ok.
-
-%% The client has answered a QoS 2 message with PUBREC.
--spec received(emqx_redis_message:message_id()) -> ok.
-received(MessageId) ->
-    case current() of
-        #{sent := #{MessageId := {PacketId, _}} = Sent, client_id := ClientId, epoch := Epoch} = State ->
-            Mark = {PacketId, received},
-            _ = keep(State#{sent := Sent#{MessageId := Mark}}),
-            emqx_redis_acks:mark(ClientId, Epoch, MessageId, Mark);
-        _ ->
-            ok
-    end.
-
-%% The message has left the session: it was acknowledged, or dropped.
--spec completed(emqx_redis_message:message_id()) -> ok.
-completed(MessageId) ->
-    case current() of
-        undefined ->
-            ok;
-        #{client_id := ClientId, epoch := Epoch, sent := Sent, backlog := Backlog} = State ->
-            emqx_redis_acks:ack(ClientId, Epoch, MessageId),
-            Left = keep(note_left(MessageId, State#{sent := maps:remove(MessageId, Sent)})),
-            Backlog =/= none andalso advance(MessageId, Backlog, Left),
-            ok
-    end.
-
-note_left(MessageId, #{comparing := Comparing} = State) ->
-    State#{comparing := emqx_redis_comparing:left(MessageId, Comparing)}.
-
-advance(MessageId, Backlog, State) ->
-    case emqx_redis_backlog:completed(MessageId, Backlog) of
-        {wait, Next} -> keep(State#{backlog := Next});
-        {done, _} -> keep(State#{backlog := none});
-        {load, Next} ->
-            _ = keep(State#{backlog := Next}),
-            load_backlog()
-    end.
-
-load_page(#{client_id := ClientId, epoch := Epoch, stored := Stored} = State) ->
-    #{sent := Sent, connected := IsConnected, backlog := Backlog} = State,
-    #{subscriptions := Subscriptions} = Stored,
-    Next = emqx_redis_backlog:load({ClientId, Epoch}, Subscriptions, Sent, IsConnected, Backlog),
-    keep(State#{backlog := Next}).
-
-%% The next page, if it is yet to come and there is room for it.
--spec load_backlog() -> ok.
-load_backlog() ->
-    case current() of
-        #{backlog := #{more := true} = Backlog, connected := IsConnected} = State ->
-            _ = emqx_redis_backlog:has_room(Backlog, IsConnected) andalso load_page(State),
-            ok;
-        _ ->
-            ok
-    end.
 
 %%--------------------------------------------------------------------
 %% Subscriptions
@@ -632,20 +408,18 @@ delete_subscriptions(ClientId, Filters) ->
 
 %% The client is gone and its session stays, for `Expiry' milliseconds; 0: it ends.
 -spec disconnected(Expiry :: non_neg_integer()) -> ok | {error, term()}.
+disconnected(0) ->
+    ended();
 disconnected(Expiry) ->
     case current() of
-        undefined ->
-            ok;
-        _ when Expiry =:= 0 ->
-            ended();
-        #{stored := Stored} = State ->
-            save(State#{stored := Stored#{expiry := Expiry}, connected := false})
+        undefined -> ok;
+        #{stored := Stored} = State -> save(State#{stored := Stored#{expiry := Expiry}, connected := false})
     end.
 
 %% It has expired, or was ended by an administrator.
 -spec ended() -> ok | {error, term()}.
 ended() ->
-    case erase(?SESSION) of
+    case emqx_redis_session_state:forget() of
         undefined ->
             ok;
         #{client_id := ClientId, epoch := Epoch, stored := Stored} ->
@@ -703,46 +477,6 @@ rewrite() ->
             %% And the messages, which may be missing there for the same reason.
             emqx_redis_compare:ask(keep),
             Written
-    end.
-
-%% Another node has the session: this process writes nothing any more, and its connection ends.
--spec lost(emqx_redis_session:epoch()) -> ok.
-lost(Epoch) ->
-    case current() of
-        #{client_id := ClientId, epoch := Epoch} ->
-            _ = erase(?SESSION),
-            emqx_redis_owned:delete(ClientId),
-            emqx_redis_plugin_stats:count(sessions_lost),
-            %% What came here was meant for the session that is elsewhere.
-            emqx_redis_strays:doubt_everywhere(),
-            %% It may be about to be opened.
-            emqx_redis_broker:unlock(ClientId),
-            exit(self(), kill),
-            ok;
-        _ ->
-            ok
-    end.
-
-save(#{client_id := ClientId, epoch := Epoch, stored := Stored} = State) ->
-    case emqx_redis_session:save_session(ClientId, Stored, #{epoch => Epoch, ttl => ttl(State)}) of
-        ok ->
-            _ = keep(State#{dirty := false}),
-            ok;
-        {error, {stale_epoch, _}} ->
-            _ = keep(State),
-            lost(Epoch),
-            {error, {stale_epoch, Epoch}};
-        {error, _} = Error ->
-            _ = keep(State#{dirty := true}),
-            Error
-    end.
-
-%% 0xFFFFFFFF seconds mean for ever (MQTT 5.0 section 3.1.2.11.2).
-ttl(#{stored := #{expiry := Expiry}, connected := Connected}) ->
-    case Expiry div 1000 of
-        Seconds when Seconds >= 16#FFFFFFFF -> infinity;
-        Seconds when Connected -> min(Seconds + ?CONNECTED_SECONDS, 16#FFFFFFFE);
-        Seconds -> max(1, Seconds)
     end.
 
 now_ms() -> erlang:system_time(millisecond).

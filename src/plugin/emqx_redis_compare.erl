@@ -5,7 +5,7 @@
 -export([all/2, ask/1, check/0, handle/2]).
 -export_type([message/0]).
 
--import(emqx_redis_client_session, [current/0, keep/1]).
+-import(emqx_redis_session_state, [current/0, keep/1]).
 
 -type ids() :: #{emqx_redis_message:message_id() => []}.
 %% What a channel is told as `{emqx_redis_storage, {compare, Message}}'.
@@ -181,7 +181,7 @@ next_packet_id(Id) ->
     case current() of
         #{exact_ids := false, packet_ids := Ids, counted := Ids} = State ->
             Exact = State#{exact_ids := true, packet_ids := emqx_redis_packet_ids:from(Id)},
-            emqx_redis_client_session:reserve(keep(Exact));
+            emqx_redis_session_state:reserve(keep(Exact));
         _ ->
             ok
     end.
@@ -197,7 +197,7 @@ take_up(Held, Stored, Backlog, State) ->
             _ = keep(State#{backlog := emqx_redis_backlog:held(Held, Backlog)}),
             ok
     end,
-    emqx_redis_client_session:load_backlog().
+    emqx_redis_delivery:load_backlog().
 
 %% Whether it has been handed all that Redis had.
 has_all(#{more := More}) -> not More;

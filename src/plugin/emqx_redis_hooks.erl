@@ -113,7 +113,7 @@ on_session_resumed(ClientInfo, SessionInfo) ->
 -spec on_client_subscribe(client_info(), map(), Filters) -> ok | {ok, Filters} when
     Filters :: [{emqx_redis_broker:topic_filter(), map()}].
 on_client_subscribe(ClientInfo, _Properties, TopicFilters) ->
-    case emqx_redis_client_session:current() of
+    case emqx_redis_session_state:current() of
         undefined ->
             ok;
         State ->
@@ -145,7 +145,7 @@ refuse_subscribe(Reason, TopicFilters) ->
 
 -spec on_session_subscribed(client_info(), emqx_redis_broker:topic_filter(), map()) -> ok.
 on_session_subscribed(ClientInfo, Filter, SubOpts) ->
-    case emqx_redis_client_session:current() =/= undefined andalso not is_refused(ClientInfo, Filter) of
+    case emqx_redis_session_state:current() =/= undefined andalso not is_refused(ClientInfo, Filter) of
         true -> or_end("write a subscription", fun() -> subscribed(Filter, SubOpts) end);
         false -> ok
     end.
@@ -153,7 +153,7 @@ on_session_subscribed(ClientInfo, Filter, SubOpts) ->
 is_refused(ClientInfo, Filter) -> emqx_redis_broker:unmount(ClientInfo, Filter) =:= ?REFUSED_TOPIC.
 
 subscribed(Filter, SubOpts) ->
-    State = emqx_redis_client_session:current(),
+    State = emqx_redis_session_state:current(),
     emqx_redis_client_session:subscribed({Filter, maps:remove(is_new, SubOpts)}, State).
 
 -spec on_session_unsubscribed(client_info(), emqx_redis_broker:topic_filter(), map()) -> ok.
@@ -242,7 +242,7 @@ on_delivered(#{clientid := ClientId}, Message) ->
         _ ->
             IsOwn = emqx_redis_broker:group(Message) =:= none,
             Id = emqx_redis_broker:message_id(Message),
-            emqx_redis_client_session:delivered(Id, IsOwn, emqx_redis_broker:is_dup(Message)),
+            emqx_redis_delivery:delivered(Id, IsOwn, emqx_redis_broker:is_dup(Message)),
             IsOwn orelse emqx_redis_groups:hold(ClientId, Message),
             ok
     end.
@@ -252,7 +252,7 @@ on_delivered(#{clientid := ClientId}, Message) ->
 on_acked(_ClientInfo, Message) ->
     case emqx_redis_broker:qos(Message) of
         1 -> left(Message);
-        2 -> emqx_redis_client_session:received(emqx_redis_broker:message_id(Message));
+        2 -> emqx_redis_delivery:received(emqx_redis_broker:message_id(Message));
         0 -> ok
     end.
 
@@ -278,9 +278,9 @@ left(Message) ->
     Id = emqx_redis_broker:message_id(Message),
     case emqx_redis_broker:group(Message) of
         none ->
-            emqx_redis_client_session:completed(Id);
+            emqx_redis_delivery:completed(Id);
         {Group, Filter} ->
-            emqx_redis_client_session:forget_sent(Id),
+            emqx_redis_delivery:forget_sent(Id),
             emqx_redis_publish:is_groups(Message) andalso left_group(Group, Filter, Id),
             ok
     end.
@@ -291,7 +291,7 @@ left_group(Group, Filter, Id) ->
 
 -spec on_nack(message(), boolean()) -> ok | {stop, true}.
 on_nack(Message, _Nacked) ->
-    case emqx_redis_client_session:current() of
+    case emqx_redis_session_state:current() of
         #{client_id := ClientId, backlog := Backlog} ->
             case emqx_redis_backlog:is_refused(Message, Backlog) of
                 true ->
@@ -321,11 +321,11 @@ on_handle_info(_ClientInfo, {emqx_redis_storage, rewrite}, _Acc) ->
 on_handle_info(_ClientInfo, {emqx_redis_storage, refresh}, _Acc) ->
     or_note("write the session again", fun emqx_redis_client_session:refresh/0);
 on_handle_info(_ClientInfo, {emqx_redis_storage, {lost, Epoch}}, _Acc) ->
-    emqx_redis_client_session:lost(Epoch);
+    emqx_redis_session_state:lost(Epoch);
 on_handle_info(ClientInfo, {emqx_redis_storage, {compare, Message}}, _Acc) ->
     or_note("compare the session with Redis", fun() -> emqx_redis_compare:handle(Message, ClientInfo) end);
 on_handle_info(_ClientInfo, {emqx_redis_storage, load_backlog}, _Acc) ->
-    emqx_redis_client_session:load_backlog();
+    emqx_redis_delivery:load_backlog();
 on_handle_info(_ClientInfo, _Message, _Acc) ->
     ok.
 

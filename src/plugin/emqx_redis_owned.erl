@@ -12,7 +12,7 @@
 
 -define(TABLE, ?MODULE).
 %% Connected clients' sessions are saved again that often, so that they do not expire: see
-%% `emqx_redis_client_session'. The table is looked through in slices.
+%% `emqx_redis_session_state'. The table is looked through in slices.
 -define(ROUND, 1200000).
 -define(SLICE, 200).
 

@@ -46,7 +46,7 @@ unhook() ->
 %% From now on they miss what becomes of their sessions.
 forget_sessions() ->
     ok = emqx_redis_hooks:unregister(),
-    emqx_redis_client_session:end_run().
+    emqx_redis_session_state:end_run().
 
 -spec change_config(map()) -> ok | {error, binary()}.
 change_config(New) ->
@@ -92,7 +92,7 @@ init([]) ->
 init(plugin) ->
     ok = emqx_redis_plugin_stats:init(),
     ok = emqx_redis_plugin_log:init(),
-    ok = emqx_redis_client_session:begin_run(),
+    ok = emqx_redis_session_state:begin_run(),
     ok = emqx_redis_reconcile:prepare(),
     Restored = #{
         id => emqx_redis_restored_sup,

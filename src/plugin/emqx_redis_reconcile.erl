@@ -8,7 +8,7 @@
 %%
 %% Only a channel's process can be asked for what its session holds, and it can't ask itself from a hook: so
 %% some processes here do it for all, each for some of the clients, one session after another. A channel
-%% remembers what it has asked for until it is answered (`emqx_redis_client_session'), and takes it along
+%% remembers what it has asked for until it is answered (`emqx_redis_comparing'), and takes it along
 %% where its session goes.
 -module(emqx_redis_reconcile).
 
@@ -44,7 +44,7 @@
 
 -record(state, {
     number :: 1..4,
-    %% Tasks that wait for another attempt.
+    %% Sessions that could not be looked at yet.
     waiting = 0 :: non_neg_integer()
 }).
 
@@ -157,8 +157,10 @@ handle_cast(all_told, State) ->
     _ = erlang:send_after(?RETRY, self(), all_told),
     {noreply, State}.
 
-handle_info({run, Task}, #state{waiting = Waiting} = State) ->
+handle_info({retry, Task}, #state{waiting = Waiting} = State) ->
     {noreply, run(Task, State#state{waiting = Waiting - 1})};
+handle_info({look_again, Task}, State) ->
+    {noreply, run(Task, State)};
 handle_info(all_told, State) ->
     handle_cast(all_told, State);
 handle_info(_Message, State) ->
@@ -171,7 +173,9 @@ handle_info(_Message, State) ->
 run(Task, State) ->
     try attempt(Task) of
         done -> State;
-        {later, Milliseconds, Next} -> later(Milliseconds, Next, State);
+        {look_again, Milliseconds, Next} ->
+            _ = erlang:send_after(Milliseconds, self(), {look_again, Next}),
+            State;
         {error, Reason} -> retry(Reason, Task, State);
         {error, Reason, Next} -> retry(Reason, Next, State)
     catch
@@ -192,7 +196,7 @@ retry(Reason, #task{channel = Channel, attempts = Attempts} = Task, State) ->
     end.
 
 later(Milliseconds, Task, #state{waiting = Waiting} = State) ->
-    _ = erlang:send_after(Milliseconds, self(), {run, Task}),
+    _ = erlang:send_after(Milliseconds, self(), {retry, Task}),
     State#state{waiting = Waiting + 1}.
 
 attempt(#task{what = {groups, _}} = Task) ->
@@ -398,7 +402,7 @@ settle(Surplus, _HeldIds, #task{what = What, seen = none} = Task) ->
             remove -> ?ACKNOWLEDGED_AFTER;
             check -> ?STRAY_AFTER
         end,
-    {later, Patience, Task#task{seen = maps:keys(Surplus)}};
+    {look_again, Patience, Task#task{seen = maps:keys(Surplus)}};
 settle(Surplus, HeldIds, #task{seen = Seen} = Task) ->
     {Acknowledged, Strays} = maps:fold(
         fun(Id, PublishedAt, Acc) -> judge(Id, PublishedAt, Task, Acc) end,
@@ -413,7 +417,7 @@ settle(Surplus, HeldIds, #task{seen = Seen} = Task) ->
 
 %% What was published while the plugin was stopped here is in memory, or done with.
 judge(Id, PublishedAt, #task{what = remove}, {Acknowledged, Strays}) ->
-    case PublishedAt < emqx_redis_client_session:run_began() of
+    case PublishedAt < emqx_redis_session_state:run_began() of
         true -> {[Id | Acknowledged], Strays};
         false -> {Acknowledged, [Id | Strays]}
     end;

@@ -38,7 +38,7 @@ start_link(Args) -> gen_server:start_link(?MODULE, Args, []).
 -spec start(
     emqx_redis_broker:client_info(),
     emqx_redis_broker:conn_info(),
-    {emqx_redis_session:epoch(), emqx_redis_client_session:stored()},
+    {emqx_redis_session:epoch(), emqx_redis_session_state:stored()},
     timeout()
 ) -> {ok, map()} | {error, term()}.
 start(ClientInfo, ConnInfo, {Epoch, Stored}, Timeout) ->

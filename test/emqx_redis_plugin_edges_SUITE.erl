@@ -52,6 +52,7 @@ groups() ->
             a_smaller_window_completes_what_was_under_way,
             a_session_that_ended_without_redis_is_deleted_later,
             a_client_without_a_session_does_not_wait_for_redis,
+            a_session_that_ends_before_it_is_adopted_is_deleted,
             a_session_that_ended_without_redis_is_not_taken_up_again,
             packet_ids_of_a_time_without_the_plugin_are_not_used_again
         ]}
@@ -474,6 +475,16 @@ a_client_without_a_session_does_not_wait_for_redis(Config) ->
     ok = ?CLIENT:disconnect(Clean),
     {ok, _, #{session_present := false}} = ?CLIENT:connect(options(Own, #{})),
     ?assertEqual([], stored_filters(Own, id(Own))),
+    stop(Own).
+
+%% The plugin has just been started again, and has not come to this session yet.
+a_session_that_ends_before_it_is_adopted_is_deleted(Config) ->
+    Own = start(Config, #{}),
+    C = connect(Own, #{}),
+    1 = ?CLIENT:subscribe(C, <<"early/1">>, 1),
+    ok = call(Own, emqx_redis_session_state, begin_run, []),
+    ok = ?CLIENT:disconnect(C, #{'Session-Expiry-Interval' => 0}),
+    await([], fun() -> keys_of(Own, id(Own)) end),
     stop(Own).
 
 %% More of them than are reserved at once.

@@ -42,6 +42,7 @@ groups() ->
             a_qos_2_exchange_of_an_outage_goes_on,
             a_comparison_that_is_broken_off_is_begun_anew,
             comparing_under_load_delivers_nothing_twice,
+            a_channel_that_has_lost_its_session_writes_nothing_back,
             packet_ids_are_known_again,
             a_message_that_was_routed_past_its_session_comes
         ]}
@@ -365,6 +366,21 @@ comparing_under_load_delivers_nothing_twice(Config) ->
     ?assertEqual([], out_of_order(Received)),
     await([], fun() -> stored(Own) end),
     ?assertEqual([], ?CLIENT:messages(C)),
+    stop(Own).
+
+%% Another node has claimed the session, and its client has acknowledged there what this channel holds.
+a_channel_that_has_lost_its_session_writes_nothing_back(Config) ->
+    Own = start(Config, #{}),
+    C = connect(Own, #{acks => manual}),
+    1 = ?CLIENT:subscribe(C, <<"lost/1">>, 1),
+    _ = publish_numbers(publisher(Own), <<"lost/1">>, 1, 3),
+    _ = receive_all(C, 3),
+    [Channel] = call(Own, emqx_cm, lookup_channels, [id(Own)]),
+    {ok, #{epoch := Epoch}} = call(Own, emqx_redis_session, claim_session, [id(Own), #{}]),
+    ok = call(Own, emqx_redis_message, delete_messages, [id(Own), #{epoch => Epoch}]),
+    ok = call(Own, emqx_redis_owned, tell_all, [{compare, missing}]),
+    await(false, fun() -> call(Own, erlang, is_process_alive, [Channel]) end),
+    ?assertEqual([], stored(Own)),
     stop(Own).
 
 %% After a takeover from a connection that lived, and after a time without the plugin.

@@ -7,6 +7,8 @@
 
 -include_lib("stdlib/include/assert.hrl").
 
+-import(emqx_redis_test_plugin, [broker/1, call/4, id/1, id/2]).
+
 -define(NODE, emqx_redis_broker_node).
 -define(CLIENT, emqx_redis_mqtt_client).
 -define(HELPERS, emqx_redis_test_helpers).
@@ -896,9 +898,6 @@ events_of(Pid) -> [{Point, Arguments} || {_, P, Point, Arguments} <- ets:tab2lis
 
 in_broker(Config, Fun) -> call(Config, erlang, apply, [Fun, []]).
 
-call(Config, Module, Function, Arguments) ->
-    ?NODE:call(proplists:get_value(broker, Config), Module, Function, Arguments).
-
 probe(Config, Points) -> [true = call(Config, ?MODULE, probe, [Point]) || Point <- Points].
 
 put_hook(Config, Point, Name) ->
@@ -959,13 +958,8 @@ simple(Config, 'delivery.dropped', [#{clientid := Id}, Message, Reason]) ->
 
 payload(Config, Message) -> maps:get(payload, to_map(Config, Message)).
 
-id(Config) -> proplists:get_value(client_id, Config).
-
-id(Config, More) -> <<(id(Config))/binary, "_", More/binary>>.
-
 options(Config, Options) ->
-    Port = ?NODE:port(proplists:get_value(broker, Config)),
-    maps:merge(#{port => Port, client_id => id(Config)}, Options).
+    maps:merge(#{port => ?NODE:port(broker(Config)), client_id => id(Config)}, Options).
 
 %% The client, and whether it has found its session.
 connect(Config, Options) ->

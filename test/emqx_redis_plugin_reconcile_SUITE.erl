@@ -23,7 +23,7 @@
 %% A real EMQX takes its time to start.
 suite() -> [{timetrap, {minutes, 4}}].
 
-all() -> [{group, own_brokers}].
+all() -> [a_page_is_asked_for_in_time, {group, own_brokers}].
 
 groups() ->
     [
@@ -59,6 +59,19 @@ end_per_group(own_brokers, _Config) -> ok.
 init_per_testcase(Case, Config) -> [{client_id, atom_to_binary(Case)} | Config].
 
 end_per_testcase(_Case, _Config) -> ok.
+
+%% While twice the window is left, if the queue has room for that: so the window is full yet when all that was
+%% in flight is acknowledged before the page is there. And a page never overflows the queue.
+a_page_is_asked_for_in_time(_Config) ->
+    [
+        begin
+            #{low := Low, page := Page} = emqx_redis_backlog:unknown(Window, Queue),
+            ?assert(Low > Window, {Window, Queue, Low}),
+            ?assert(Low >= min(2 * Window, Window + Page), {Window, Queue, Low}),
+            ?assert(Low - 1 + Page =< Window + Queue, {Window, Queue, Low, Page})
+        end
+     || Window <- [1, 20, 32, 100, 1000], Queue <- [1, 2, 10, 50, 100, 1000]
+    ].
 
 %% Published, acknowledged, queued and subscribed to while the plugin was stopped.
 what_happened_without_the_plugin_is_made_good(Config) ->

@@ -125,4 +125,4 @@ changed(false, true) ->
     emqx_redis_hook_keeper:adopt_all().
 
 message(reject) -> <<"Redis is away: what needs it to be stored is refused">>;
-message(degrade) -> <<"Redis is away: sessions and messages are not stored, and are lost with their node">>.
+message(degrade) -> <<"Redis is away: sessions and messages are lost with their node until it is back">>.

@@ -11,7 +11,7 @@
 
 -export([first_page/5, is_refused/2, completed/2, load/5, go_on/1, handed_over/2]).
 -export([unknown/2, is_unknown/1, held/2, add_known/2, has_room/2]).
--export([set_stored/2, is_marked/1]).
+-export([limits/2, set_stored/2, is_marked/1]).
 
 -export_type([state/0]).
 
@@ -37,6 +37,14 @@
 -define(STORED, emqx_redis_stored).
 -define(LARGEST_PAGE, 1000).
 -define(RETRY, 1000).
+
+%% How many messages may be in flight to the client, and how many its session queues beside; 0 and
+%% `infinity' of the queue mean no limit.
+-spec limits(emqx_redis_broker:client_info(), emqx_redis_broker:conn_info()) ->
+    {Window :: non_neg_integer(), MaxQueue :: non_neg_integer() | infinity}.
+limits(ClientInfo, ConnInfo) ->
+    Window = maps:get(receive_maximum, ConnInfo, 32),
+    {Window, emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000)}.
 
 %% The first messages of the queue, as the broker delivers them, and what is left. `Window' is how many may
 %% be in flight to the client, `MaxQueue' how many its session holds beside.

@@ -182,7 +182,7 @@ known(Pid) ->
 
 take_over(#{clientid := ClientId} = ClientInfo, Connecting, SessionInfo, Known) ->
     #{expiry_interval := Expiry} = Connecting,
-    Window = maps:get(receive_maximum, Connecting, 0),
+    {Window, _MaxQueue} = emqx_redis_backlog:limits(ClientInfo, Connecting),
     Backlog = emqx_redis_backlog:handed_over(maps:get(backlog, Known, none), Window),
     Own = maps:without([comparing, has_pages_to_come], Known#{backlog => Backlog}),
     case adopt(ClientId, Expiry, SessionInfo, Own) of

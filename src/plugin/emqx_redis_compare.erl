@@ -47,9 +47,7 @@ all(ClientInfo, ConnInfo) ->
         undefined ->
             ok;
         State ->
-            Window = maps:get(receive_maximum, ConnInfo, 32),
-            MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
-            _ = keep(State#{room := {Window, MaxQueue}}),
+            _ = keep(State#{room := emqx_redis_backlog:limits(ClientInfo, ConnInfo)}),
             ask(deliver)
     end.
 

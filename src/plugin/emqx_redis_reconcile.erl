@@ -185,10 +185,12 @@ run(Task, State) ->
     end.
 
 %% A session that was taken over is its new channel's matter.
-retry(Reason, #task{channel = Channel, attempts = Attempts} = Task, State) ->
+retry(Reason, #task{client_id = ClientId, channel = Channel, attempts = Attempts} = Task, State) ->
     tell(Channel, not_looking),
     Attempts =:= ?SOON andalso
-        emqx_redis_plugin_log:log(warning, "could not compare a session with Redis yet", Reason),
+        emqx_redis_plugin_log:log(
+            warning, "could not compare a session with Redis yet, and goes on trying", {ClientId, Reason}
+        ),
     case is_process_alive(Channel) of
         true when Attempts < ?SOON -> later(?RETRY, Task#task{attempts = Attempts + 1}, State);
         true -> later(?RETRY * 10, Task#task{attempts = Attempts + 1}, State);

@@ -131,8 +131,7 @@ build(ConnInfo, Epoch, Stored, #state{client_info = ClientInfo} = State) ->
     ),
     await_routes(maps:keys(Subscriptions)),
     %% From here on, what is published is delivered to this process; before, it is in Redis.
-    Window = maps:get(receive_maximum, ConnInfo, 32),
-    MaxQueue = emqx_redis_broker:zone_setting(ClientInfo, max_mqueue_len, 1000),
+    {Window, MaxQueue} = emqx_redis_backlog:limits(ClientInfo, ConnInfo),
     case read({ClientId, Epoch}, Subscriptions, Window, MaxQueue) of
         {ok, Deliveries, Marks, Backlog} ->
             Ids = emqx_redis_packet_ids:restored(maps:get(packet_id, Stored)),

@@ -53,6 +53,7 @@ groups() ->
             a_session_that_ended_without_redis_is_deleted_later,
             a_client_without_a_session_does_not_wait_for_redis,
             a_session_that_ends_before_it_is_adopted_is_deleted,
+            what_is_acknowledged_is_waited_for,
             a_session_that_ended_without_redis_is_not_taken_up_again,
             packet_ids_of_a_time_without_the_plugin_are_not_used_again
         ]}
@@ -323,7 +324,10 @@ groups_that_nobody_uses_are_forgotten(Config) ->
     [true = call(Config, ets, insert, [emqx_redis_groups_known, {Group, LongAgo}]) || Group <- Groups],
     _ = call(Config, erlang, send, [emqx_redis_groups, round]),
     Known = fun(Group) -> call(Config, ets, member, [emqx_redis_groups_known, Group]) end,
-    await([true, true, false], fun() -> [Known(Group) || Group <- Groups] end).
+    await(false, fun() -> Known(lists:last(Groups)) end),
+    %% It is done with the round.
+    _ = call(Config, sys, get_state, [emqx_redis_groups]),
+    ?assertEqual([true, true, false], [Known(Group) || Group <- Groups]).
 
 a_filter_that_emqx_refuses_does_not_stay(Config) ->
     [Refused | Granted] = [<<"quota/", N>> || N <- "01234"],
@@ -485,6 +489,21 @@ a_session_that_ends_before_it_is_adopted_is_deleted(Config) ->
     ok = call(Own, emqx_redis_session_state, begin_run, []),
     ok = ?CLIENT:disconnect(C, #{'Session-Expiry-Interval' => 0}),
     await([], fun() -> keys_of(Own, id(Own)) end),
+    stop(Own).
+
+%% Whoever takes the session over finds nothing that was acknowledged before.
+what_is_acknowledged_is_waited_for(Config) ->
+    Own = start(Config, #{}),
+    ok = store(Own, id(Own), #{id => <<"1">>, payload => <<"x">>}),
+    {ok, #{epoch := Epoch}} = call(Own, emqx_redis_session, claim_session, [id(Own), #{}]),
+    <<"OK">> = cli(Own, ["CLIENT", "PAUSE", "700", "WRITE"]),
+    Before = erlang:monotonic_time(millisecond),
+    ok = call(Own, emqx_redis_acks, ack, [id(Own), Epoch, <<"1">>]),
+    ?assertEqual(ok, call(Own, emqx_redis_acks, flush, [id(Own)])),
+    ?assert(erlang:monotonic_time(millisecond) - Before >= 500),
+    ?assertEqual([], stored(Own)),
+    %% And where there is nothing to wait for.
+    ?assertEqual(ok, call(Own, emqx_redis_acks, flush, [id(Own)])),
     stop(Own).
 
 %% More of them than are reserved at once.

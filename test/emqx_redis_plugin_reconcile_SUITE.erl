@@ -23,10 +23,15 @@
 %% A real EMQX takes its time to start.
 suite() -> [{timetrap, {minutes, 4}}].
 
-all() -> [a_page_is_asked_for_in_time, {group, own_brokers}].
+all() -> [{group, no_broker}, {group, own_brokers}].
 
 groups() ->
     [
+        {no_broker, [parallel], [
+            a_page_is_asked_for_in_time,
+            one_comparison_at_a_time,
+            an_id_counts_if_nothing_was_sent_since
+        ]},
         {own_brokers, [parallel], [
             what_happened_without_the_plugin_is_made_good,
             an_unsubscribe_without_the_plugin_stays,
@@ -34,6 +39,7 @@ groups() ->
             a_backlog_behind_a_full_queue_overflows_nothing,
             a_message_that_takes_its_time_to_be_routed_stays,
             messages_that_a_member_holds_are_not_given_out_again,
+            messages_that_a_member_without_a_session_holds_are_not_either,
             what_is_to_be_looked_at_again_holds_no_group_up,
             messages_of_an_outage_are_stored_afterwards,
             messages_of_an_outage_are_delivered_once_behind_a_backlog,
@@ -44,7 +50,8 @@ groups() ->
             comparing_under_load_delivers_nothing_twice,
             a_channel_that_has_lost_its_session_writes_nothing_back,
             packet_ids_are_known_again,
-            a_message_that_was_routed_past_its_session_comes
+            a_message_that_was_routed_past_its_session_comes,
+            what_is_found_for_a_client_that_is_away_fits_its_queue
         ]}
     ].
 
@@ -52,9 +59,9 @@ init_per_suite(Config) -> Config.
 
 end_per_suite(_Config) -> ?NODE:stop_all().
 
-init_per_group(own_brokers, Config) -> Config.
+init_per_group(_Group, Config) -> Config.
 
-end_per_group(own_brokers, _Config) -> ok.
+end_per_group(_Group, _Config) -> ok.
 
 init_per_testcase(Case, Config) -> [{client_id, atom_to_binary(Case)} | Config].
 
@@ -73,6 +80,39 @@ a_page_is_asked_for_in_time(_Config) ->
      || Window <- [1, 20, 32, 100, 1000], Queue <- [1, 2, 10, 50, 100, 1000]
     ].
 
+%% What is asked for meanwhile is done behind it, as the strongest of all.
+one_comparison_at_a_time(_Config) ->
+    {ask, First} = emqx_redis_comparing:request(keep, none),
+    {wait, Second} = emqx_redis_comparing:request(keep, First),
+    {wait, Third} = emqx_redis_comparing:request(deliver, Second),
+    {wait, Fourth} = emqx_redis_comparing:request(remove, Third),
+    ?assertEqual(keep, emqx_redis_comparing:current(Fourth)),
+    ?assertEqual(deliver, emqx_redis_comparing:strongest(Fourth)),
+    Left = emqx_redis_comparing:left(<<"1">>, emqx_redis_comparing:looking(Fourth)),
+    ?assertEqual(#{<<"1">> => []}, emqx_redis_comparing:left(Left)),
+    ?assertEqual(#{}, emqx_redis_comparing:left(emqx_redis_comparing:looking(Left))),
+    ?assertEqual(#{}, emqx_redis_comparing:left(emqx_redis_comparing:left(<<"1">>, Fourth))),
+    Next = emqx_redis_comparing:done(Left),
+    ?assertEqual(deliver, emqx_redis_comparing:current(Next)),
+    ?assertEqual(none, emqx_redis_comparing:done(Next)).
+
+%% In this process, as in a channel's.
+an_id_counts_if_nothing_was_sent_since(_Config) ->
+    State = emqx_redis_session_state:new(<<"c">>, 1, #{packet_id => 20000, expiry => 1000}),
+    _ = emqx_redis_session_state:keep(State#{exact_ids := false}),
+    Told = fun(Message) -> emqx_redis_compare:handle(Message, #{clientid => <<"c">>, zone => default}) end,
+    IsExact = fun() -> maps:get(exact_ids, emqx_redis_session_state:current()) end,
+    ok = Told(counting),
+    ok = emqx_redis_delivery:delivered(<<"1">>, true, false),
+    ok = Told({next_packet_id, 7}),
+    ?assertNot(IsExact()),
+    ok = Told(counting),
+    ok = Told({next_packet_id, 8}),
+    ?assert(IsExact()),
+    #{packet_ids := Ids, sent := Sent} = emqx_redis_session_state:current(),
+    ?assertMatch({8, keep, _}, emqx_redis_packet_ids:next(Ids)),
+    ?assertEqual(#{<<"1">> => unknown}, Sent).
+
 %% Published, acknowledged, queued and subscribed to while the plugin was stopped.
 what_happened_without_the_plugin_is_made_good(Config) ->
     First = start(Config, #{mqtt => #{max_inflight => 3}}),
@@ -89,9 +129,12 @@ what_happened_without_the_plugin_is_made_good(Config) ->
     {ok, 0} = ?CLIENT:publish(P, Topic, <<"expires">>, #{
         qos => 1, properties => #{'Message-Expiry-Interval' => 100}
     }),
+    timer:sleep(2500),
     ok = ?NODE:start_plugin(broker(First)),
     Held = [<<"2">>, <<"4">>, <<"5">>, <<"6">>, <<"7">>, <<"expires">>],
     ?HELPERS:wait_until(fun() -> stored(First) =:= Held end, 30000),
+    %% Its time has run on meanwhile.
+    ?assert(lists:min([cli(First, ["TTL", Key]) || Key <- cli(First, ["KEYS", "msg:*"])]) =< 98),
     %% What is acknowledged now is gone.
     ok = ?CLIENT:ack(C, Two),
     await(tl(Held), fun() -> stored(First) end),
@@ -124,10 +167,18 @@ a_backlog_goes_on_when_the_plugin_is_back(Config) ->
     stop(Second).
 
 messages_that_a_member_holds_are_not_given_out_again(Config) ->
+    hold_over_a_restart(Config, #{}).
+
+messages_that_a_member_without_a_session_holds_are_not_either(Config) ->
+    hold_over_a_restart(Config, #{clean_start => true, expiry => 0}).
+
+hold_over_a_restart(Config, Options) ->
     Own = start(Config, #{mqtt => #{max_inflight => 2}}),
     Filter = <<"$share/g/holds/1">>,
-    C = connect(Own, #{acks => manual}),
+    C = connect(Own, Options#{acks => manual}),
     1 = ?CLIENT:subscribe(C, Filter, 1),
+    %% The group has a persistent member, which no node has.
+    ok = call(Own, emqx_redis_subscription, add_subscription, [Filter, id(Own, <<"away">>), {1, 0, 1}]),
     Payloads = publish_numbers(publisher(Own), <<"holds/1">>, 1, 4),
     Queue = <<0, Filter/binary>>,
     ?assertEqual(Payloads, stored(Own, Queue)),
@@ -295,8 +346,8 @@ a_client_that_reconnects_is_compared_all_the_same(Config) ->
     [ok = call(Own, sys, suspend, [Worker]) || Worker <- Workers],
     ok = ?SERVER:restart(server(Own)),
     await(fun() -> is_available(Own) end),
-    %% Its channel has asked.
-    timer:sleep(1500),
+    %% Its channel has asked, and no other request is to come.
+    timer:sleep(8000),
     {ok, Again, #{session_present := true}} = ?CLIENT:connect(options(Own, #{acks => manual})),
     ?assertEqual(Payloads, payloads(receive_all(Again, 3))),
     [ok = call(Own, sys, resume, [Worker]) || Worker <- Workers],
@@ -378,6 +429,7 @@ comparing_under_load_delivers_nothing_twice(Config) ->
     ?assertEqual({[], []}, {Received -- All, All -- Received}),
     ?assertEqual([], out_of_order(Received)),
     await([], fun() -> stored(Own) end),
+    ?assertMatch(#{messages_stored_later := 0}, call(Own, emqx_redis_plugin_stats, read, [])),
     ?assertEqual([], ?CLIENT:messages(C)),
     stop(Own).
 
@@ -449,6 +501,33 @@ packet_ids_are_known_again(Config) ->
     ),
     await([], fun() -> stored(Second) end),
     stop(Second).
+
+%% Its session, taken over from a plugin that was stopped, is not for longer than it was, and holds some
+%% already.
+what_is_found_for_a_client_that_is_away_fits_its_queue(Config) ->
+    Own = start(Config, degrading(#{max_inflight => ?WINDOW, max_mqueue_len => ?QUEUE})),
+    Topic = <<"stray/2">>,
+    C = connect(Own, #{}),
+    1 = ?CLIENT:subscribe(C, Topic, 1),
+    leave_offline(Own, C, id(Own)),
+    Epoch = cli(Own, ["GET", <<"epoch:", (id(Own))/binary>>]),
+    ok = ?NODE:stop_plugin(broker(Own)),
+    ok = ?NODE:start_plugin(broker(Own)),
+    await(fun() -> cli(Own, ["GET", <<"epoch:", (id(Own))/binary>>]) =/= Epoch end),
+    ?assert(emqx_redis_test_plugin:ttl(Own) =< 300),
+    Payloads = publish_numbers(publisher(Own), Topic, 1, 30),
+    Strays = [integer_to_binary(N) || N <- lists:seq(31, 90)],
+    Messages = [call(Own, emqx_message, make, [<<"paused">>, 1, Topic, It, #{}, #{}]) || It <- Strays],
+    Stored = [call(Own, emqx_redis_stored_message, encode, [Message]) || Message <- Messages],
+    ok = call(Own, emqx_redis_message, store_messages, [id(Own), Stored]),
+    ok = call(Own, emqx_redis_strays, doubt_everywhere, []),
+    Restored = fun() -> maps:get(messages_restored, call(Own, emqx_redis_plugin_stats, read, [])) end,
+    ?HELPERS:wait_until(fun() -> Restored() > 0 end, 30000),
+    Again = connect(Own, #{acks => manual}),
+    Received = payloads(receive_and_ack(Again, 90)),
+    ?assertEqual(Payloads ++ Strays, lists:sort(fun by_number/2, Received)),
+    await([], fun() -> stored(Own) end),
+    stop(Own).
 
 %%--------------------------------------------------------------------
 %% Internal

@@ -16,11 +16,12 @@ adopt(ClientInfo) ->
 
 adopt_unkept(#{clientid := ClientId} = ClientInfo) ->
     case emqx_redis_broker:channel_info(ClientId, self()) of
-        #{conninfo := #{expiry_interval := Expiry} = ConnInfo, session := #{} = SessionInfo} when
+        #{conninfo := #{expiry_interval := Expiry} = ConnInfo, session := #{} = SessionInfo} = Channel when
             Expiry > 0
         ->
             tell_groups(ClientId, ClientId),
-            adopt(ClientInfo, ConnInfo, SessionInfo);
+            IsConnected = maps:get(conn_state, Channel) =/= disconnected,
+            adopt(ClientInfo, ConnInfo, SessionInfo#{connected => IsConnected});
         _ ->
             tell_groups(ClientId, self())
     end.
@@ -36,7 +37,7 @@ adopt(#{clientid := ClientId} = ClientInfo, #{expiry_interval := Expiry} = ConnI
     Subscribed = subscriptions(ClientId, maps:get(subscriptions, SessionInfo, #{})),
     Info = #{
         subscriptions => Subscribed,
-        connected => maps:get(connected, ConnInfo, true),
+        connected => maps:get(connected, SessionInfo),
         created_at => maps:get(created_at, SessionInfo, erlang:system_time(millisecond))
     },
     %% By the plugin before that was stopped and started again.
